@@ -1,0 +1,1 @@
+"""Evidence: parity, latency, accuracy, and what is installed."""

@@ -1,0 +1,1 @@
+"""From a full-precision model to one integer graph."""

@@ -1,0 +1,1 @@
+"""From recordings to a full-precision model."""
