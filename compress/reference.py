@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The integer graph executed in numpy. This file defines the arithmetic; every target is measured against it.
+
+Codes are int8 with zero point 0, accumulators int32 (held in int64 here; `freeze.py` proves the bounds). Arrays carry a
+batch axis in front: (batch, channel, lead, time) or (batch, feature).
+
+    requantize(acc, m, k)   clamp8(((acc << k) * m + 2^31) >> 32)            0 < m < 2^31, 0 <= k <= 7, ties up
+    conv1d, dense           requantize(sum(w * x) + bias, m[c], k[c]), at least 0 with relu; each lead by itself
+    add                     clamp8((a * ma + b * mb + 2^(s-1)) >> s), at least 0 with relu
+    table                   table[x + 128]
+    maxpool, max            the largest code; outside of the signal counts as -128
+    mean                    requantize(sum(x), m, k)
+    concat                  requantize(x_i, m_i, k_i) side by side
+    attention               see `attention`; the probabilities are never rounded
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compress.graph import Graph, Node
+
+EXP_STEP = 1 / 32       # nats per table index
+EXP_ONE = 1 << 14       # table[0]
+
+
+def exp_table() -> np.ndarray:
+    """uint16 (256,): exp(-i / 32) in 14 bits; the last entry is 0, so far-off keys vanish."""
+    table = np.rint(EXP_ONE * np.exp(-EXP_STEP * np.arange(256))).astype(np.uint16)
+    table[255] = 0
+    return table
+
+
+def rescale(acc: np.ndarray, m, k) -> np.ndarray:
+    """((acc << k) * m + 2^31) >> 32 without the clamp."""
+    return ((acc.astype(np.int64) << np.int64(k)) * np.int64(m) + (1 << 31)) >> 32
+
+
+def clamp8(x: np.ndarray, relu: bool = False) -> np.ndarray:
+    """Saturate to int8; with relu the floor is 0."""
+    return np.clip(x, 0 if relu else -128, 127).astype(np.int8)
+
+
+def run(graph: Graph, inputs: dict[str, np.ndarray], trace: bool = False):
+    """Evaluate a batch. inputs: name -> int8 (batch, *shape). Returns int8 logits, or every tensor with `trace`."""
+    values = {name: np.asarray(inputs[name]) for name in graph.inputs}
+    _execute(graph.nodes, values)
+    return values if trace else values[graph.output]
+
+
+def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
+    """Evaluate an endless record at every hop; the definition of streaming.
+
+    record: the waveform as int8 (lead, time). Local layers run over the whole record, padded before sample 0 only;
+    a column exists once every sample and column it looks at exists. The first decision falls when the graph's window
+    of samples is complete, the next ones every `hop` samples. Returns int8 (hop, class).
+    """
+    local, rest = graph.local_nodes()
+    name, = graph.inputs
+    x = np.asarray(record[name])
+    window = graph.tensors[name].shape[1]
+    values = {name: x[None]}
+    _execute(local, values, endless=True)
+    columns = values[rest[0].inputs[0]]
+    stride = column_stride(graph)
+    assert hop % stride == 0, "the manifest allows only hops that are multiples of the total stride"
+    start, stop = rest[0].attrs["start"], rest[0].attrs["stop"]
+    hops = np.arange(0, x.shape[1] - window + 1, hop) // stride
+    if not len(hops):
+        return np.zeros((0, *graph.tensors[graph.output].shape), np.int8)
+    batch = np.concatenate([columns[..., c + start:c + stop] for c in hops])
+    values = {rest[0].output: batch}
+    _execute(rest[1:], values)
+    return values[graph.output]
+
+
+def column_stride(graph: Graph) -> int:
+    """Samples per column at the boundary."""
+    local, rest = graph.local_nodes()
+    stride = {name: 1 for name in graph.inputs}
+    for n in local:
+        stride[n.output] = stride[n.inputs[0]] * n.attrs.get("stride", 1)
+    return stride[rest[0].inputs[0]]
+
+
+def _execute(nodes: list[Node], values: dict[str, np.ndarray], endless: bool = False) -> None:
+    for n in nodes:
+        args = [values[t] for t in n.inputs]
+        values[n.output] = _KERNELS[n.kind](n, args, endless)
+
+
+def _padded(x: np.ndarray, pad, value: int, endless: bool) -> np.ndarray:
+    """Pad the time axis; nothing is appended to an endless record."""
+    right = 0 if endless else pad[1]
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(pad[0], right)], constant_values=value)
+
+
+def _windows(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
+    """(..., time) -> (..., column, kernel)."""
+    return np.lib.stride_tricks.sliding_window_view(x, kernel, axis=-1)[..., ::stride, :]
+
+
+def conv1d(n: Node, args, endless: bool) -> np.ndarray:
+    """(batch, channel, lead, time) -> (batch, out, lead, column), grouped; weights shared by the leads."""
+    x = args[0]
+    w = n.params["weight"]
+    out, depth, kernel = w.shape
+    x = _windows(_padded(x, n.attrs["pad"], 0, endless), kernel, n.attrs["stride"])
+    batch, channel, lead, column, _ = x.shape
+    groups = n.attrs["groups"]
+    x = x.reshape(batch, groups, channel // groups, lead, column, kernel)
+    w = w.reshape(groups, out // groups, depth, kernel)
+    # float64 is exact here: |sum| < 2^31, far below 2^53; its matrix product is much faster than an integer one
+    x = x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, groups, lead * column, depth * kernel).astype(np.float64)
+    acc = x @ w.reshape(groups, out // groups, depth * kernel).transpose(0, 2, 1).astype(np.float64)
+    acc = acc.reshape(batch, groups, lead, column, out // groups).transpose(0, 1, 4, 2, 3)
+    acc = acc.reshape(batch, out, lead, column).astype(np.int64)
+    per_channel = (1, out, 1, 1)
+    acc += n.params["bias"].reshape(per_channel)
+    acc = rescale(acc, n.params["mul"].reshape(per_channel), n.params["shift"].reshape(per_channel))
+    return clamp8(acc, n.attrs["relu"])
+
+
+def dense(n: Node, args, endless: bool) -> np.ndarray:
+    """(batch, feature) -> (batch, out)."""
+    acc = args[0].astype(np.int64) @ n.params["weight"].T.astype(np.int64) + n.params["bias"]
+    return clamp8(rescale(acc, n.params["mul"], n.params["shift"]), n.attrs["relu"])
+
+
+def attention(n: Node, args, endless: bool) -> np.ndarray:
+    """Lead-joint attention with an integer softmax; (batch, heads * d, lead, time).
+
+    score = sum of q * k over leads and d;  i = min(rescale(max - score, m, k), 255);  e = table[i]
+    r = floor(2^40 / sum(e));  rm = (r * out_mul + 2^23) >> 24;  out = clamp8((sum(e * v) * rm + 2^39) >> 40)
+    A band sees the keys t-half..t+half that exist; on an endless record it waits for its right half.
+    """
+    heads, half = n.attrs["heads"], n.attrs["half"]
+    q, k, v = (a.reshape(a.shape[0], heads, a.shape[1] // heads, *a.shape[2:]).astype(np.float64) for a in args)
+    time, keys = q.shape[-1], k.shape[-1]
+    if n.attrs["window"] == "band" and endless:
+        time = max(time - half, 0)
+    out = np.empty((*v.shape[:-1], time), np.int8)
+    block = 64              # rows at a time; only bounds the memory of the score matrix
+    for start in range(0, time, block):
+        stop = min(start + block, time)
+        lo, hi = (0, keys) if n.attrs["window"] == "global" else (max(start - half, 0), min(stop + half, keys))
+        score = np.einsum("bhdlt,bhdls->bhts", q[..., start:stop], k[..., lo:hi], optimize=True).astype(np.int64)
+        seen = np.ones(score.shape[-2:], bool)
+        if n.attrs["window"] == "band":
+            seen = np.abs(np.arange(start, stop)[:, None] - np.arange(lo, hi)[None]) <= half
+        score = np.where(seen, score, np.iinfo(np.int32).min)
+        below = np.where(seen, score.max(-1, keepdims=True) - score, 0)
+        index = np.minimum(rescale(below, n.attrs["score_mul"], n.attrs["score_shift"]), 255)
+        e = np.where(seen, n.params["table"][index], 0).astype(np.int64)
+        reciprocal = (1 << 40) // e.sum(-1)                                    # (batch, head, time)
+        reciprocal = (reciprocal * n.attrs["out_mul"] + (1 << 23)) >> 24
+        top = np.einsum("bhts,bhdls->bhdlt", e.astype(np.float64), v[..., lo:hi], optimize=True).astype(np.int64)
+        out[..., start:stop] = clamp8((top * reciprocal[:, :, None, None] + (1 << 39)) >> 40)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])
+
+
+def add(n: Node, args, endless: bool) -> np.ndarray:
+    """Residual addition; on an endless record the branch that waits longer decides the length."""
+    length = min(a.shape[-1] for a in args)
+    (a, b), (ma, mb), s = ([x[..., :length].astype(np.int64) for x in args], n.attrs["mul"], n.attrs["shift"])
+    return clamp8((a * ma + b * mb + (1 << (s - 1))) >> s, n.attrs["relu"])
+
+
+def table(n: Node, args, endless: bool) -> np.ndarray:
+    """Any unary function as 256 bytes."""
+    return n.params["table"][args[0].astype(np.int64) + 128]
+
+
+def maxpool(n: Node, args, endless: bool) -> np.ndarray:
+    """Sliding maximum along time."""
+    return _windows(_padded(args[0], n.attrs["pad"], -128, endless), n.attrs["kernel"], n.attrs["stride"]).max(-1)
+
+
+def maximum(n: Node, args, endless: bool) -> np.ndarray:
+    """Maximum over whole axes."""
+    return args[0].max(tuple(a + 1 for a in n.attrs["axes"]))
+
+
+def mean(n: Node, args, endless: bool) -> np.ndarray:
+    """Mean over whole axes; the multiplier holds 1 / count."""
+    acc = args[0].astype(np.int64).sum(tuple(a + 1 for a in n.attrs["axes"]))
+    return clamp8(rescale(acc, n.attrs["mul"], n.attrs["shift"]))
+
+
+def concat(n: Node, args, endless: bool) -> np.ndarray:
+    """Inputs brought to the output's scale and laid side by side."""
+    parts = [clamp8(rescale(a, m, k)) for a, m, k in zip(args, n.attrs["mul"], n.attrs["shift"], strict=True)]
+    return np.concatenate(parts, axis=n.attrs["axis"] + 1)
+
+
+def cut(n: Node, args, endless: bool) -> np.ndarray:
+    """A slice of one axis."""
+    return args[0].take(np.arange(n.attrs["start"], n.attrs["stop"]), axis=n.attrs["axis"] + 1)
+
+
+def reshape(n: Node, args, endless: bool) -> np.ndarray:
+    """The waveform (lead, time) becomes (1, lead, time); (channel, lead, time) becomes a vector."""
+    x = args[0]
+    return x[:, None] if x.ndim == 3 else x.reshape(x.shape[0], -1)
+
+
+_KERNELS = {"conv1d": conv1d, "dense": dense, "attention": attention, "add": add, "table": table, "maxpool": maxpool,
+            "max": maximum, "mean": mean, "concat": concat, "slice": cut, "reshape": reshape}
