@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front end: what happens to a sample between the amplifier and the network, defined in integers.
 
-int32 microvolts (lead, time) at the input rate -> int16 microvolts (lead, time') at fs -> int8 (`quantize`). The chain is
-causal and the same in training, in the bridge and in firmware; any chunking gives the same bits.
+int32 microvolts (lead, time) at the input rate -> int16 microvolts (lead, time') at fs -> int8 (`quantize`). The chain
+is causal and the same in training, in the bridge and in firmware; any chunking gives the same bits.
 
-    clamp to +-clamp_uv -> resample (`train/resample.py`) -> << guard_bits -> second-order sections -> round >> guard_bits
-    -> clip to +-32767 microvolts
+    clamp to +-clamp_uv -> resample (`train/resample.py`) -> << guard_bits -> second-order sections
+    -> round >> guard_bits -> clip to +-32767 microvolts
 
 Each section is direct form I on int32 signals with guard_bits = 8 fractional bits of a microvolt. Coefficients are Q28
 in int32, the sum is int64, and what the shift cuts off is added to the next sum (first-order error feedback: without
@@ -35,7 +35,7 @@ _ROWS = 256                     # rows in lockstep at most
 
 
 def design(fs: int) -> dict:
-    """The front end's constants for output rate `fs` (Hz, 100 to 1000), integers and names only, as the manifest keeps them.
+    """The front end's constants for output rate `fs` (Hz, 100 to 1000): integers and names, as the manifest keeps them.
 
     High-pass 0.5 Hz order 2, notches at 50 and 60 Hz (Q 30) where they lie below 0.45 fs, low-pass 40 Hz order 4, all
     Butterworth. Sections are [b0, b1, b2, a1, a2] in Q28. The high-pass has a gain of exactly 0 and the others of
@@ -52,7 +52,8 @@ def design(fs: int) -> dict:
     names += ["lowpass 40 Hz, 1 of 2", "lowpass 40 Hz, 2 of 2"]
     floats += list(signal.butter(4, 40, fs=fs, output="sos"))
     spec = {"version": 1, "fs": fs, "clamp_uv": 1 << 20, "guard_bits": 8, "coefficient_bits": 28, "clip_uv": CLIP_UV,
-            "filters": names, "sections": [_section(name, sos, 1 << 28) for name, sos in zip(names, floats, strict=True)]}
+            "filters": names,
+            "sections": [_section(name, sos, 1 << 28) for name, sos in zip(names, floats, strict=True)]}
     if max(_peak_gain(spec)) * spec["clamp_uv"] >= 1 << (31 - spec["guard_bits"]):
         raise UserError(f"the front end at {fs} Hz could overflow 32 bits", "another rate")
     return spec
@@ -71,7 +72,7 @@ def _section(name: str, sos, one: int) -> list[int]:
 
 
 def _peak_gain(spec: dict) -> list[float]:
-    """Sum of |impulse response| from the input to each section's output: the largest |output| of an input within +-1."""
+    """Sum of |impulse response| from the input to each section's output: the largest |output| for |input| <= 1."""
     sections = np.array(spec["sections"]) / (1 << spec["coefficient_bits"])
     length, gains = 12 * spec["fs"], []                 # 12 s: the high-pass has fallen by e^-26
     at = np.exp(-2j * np.pi * np.arange(length // 2 + 1) / length)
@@ -102,17 +103,16 @@ def check(spec: dict) -> None:
 
 
 def delay(spec: dict, fs_in: float) -> float:
-    """Delay of the chain in output samples in the QRS band: resampler (exact) plus mean group delay at 8-18 Hz."""
-    step = 1e-3                                         # Hz; the phase is smooth, so a difference quotient is its slope
-    turn = [np.exp(-2j * np.pi * (_QRS_HZ + d) / spec["fs"]) for d in (-step, step)]
-    response = []
-    for z in turn:
-        h = np.ones_like(z)
-        for b0, b1, b2, a1, a2 in spec["sections"]:
-            h = h * (b0 + b1 * z + b2 * z**2) / ((1 << spec["coefficient_bits"]) + a1 * z + a2 * z**2)
-        response.append(h)
-    seconds = -np.angle(response[1] / response[0]) / (2 * np.pi * 2 * step)
-    return float(resample.kernel(fs_in, spec["fs"]).delay) + float(seconds.mean()) * spec["fs"]
+    """Delay of an R peak in output samples: resampler (exact) plus mean phase delay of the sections at 8-18 Hz.
+
+    Phase delay, not group delay: the peak of a pulse is where its components are in phase, and the high-pass turns
+    them forward.
+    """
+    z = np.exp(-2j * np.pi * _QRS_HZ / spec["fs"])
+    turned = np.zeros_like(_QRS_HZ)
+    for b0, b1, b2, a1, a2 in spec["sections"]:
+        turned -= np.angle((b0 + b1 * z + b2 * z**2) / ((1 << spec["coefficient_bits"]) + a1 * z + a2 * z**2))
+    return float(resample.kernel(fs_in, spec["fs"]).delay) + float((turned / (2 * np.pi * _QRS_HZ)).mean()) * spec["fs"]
 
 
 def to_output(spec: dict, sample_in, fs_in: float) -> np.ndarray:
@@ -128,7 +128,7 @@ def quantize(x: np.ndarray, uv_per_lsb: int) -> np.ndarray:
 
 
 class FrontEnd:
-    """The chain for one stream of `leads` channels at `fs_in` Hz. The first sample after a start or reset sets the state."""
+    """The chain for one stream of `leads` channels at `fs_in` Hz; the first sample sets the steady state."""
 
     def __init__(self, spec: dict, fs_in: float, leads: int):
         check(spec)
@@ -152,14 +152,14 @@ class FrontEnd:
 
 
 def filter_record(spec: dict, uv: np.ndarray, fs_in: float) -> np.ndarray:
-    """A whole record, int32 microvolts (lead, time) at fs_in -> int16 microvolts (lead, time') at fs; equal to push()."""
+    """A whole record, int32 microvolts (lead, time) at fs_in -> int16 microvolts (lead, time') at fs, equal to push."""
     return filter_records(spec, [uv], fs_in)[0]
 
 
 def filter_records(spec: dict, uvs: Sequence[np.ndarray], fs_in: float) -> list[np.ndarray]:
     """filter_record for many records at once (any lengths, any leads): the way to filter a data set fast.
 
-    All rows advance in lockstep, so a sample costs tens of nanoseconds in a batch of hundreds and ten microseconds alone.
+    All rows advance in lockstep: a sample costs a tenth of a microsecond in a batch of hundreds, ten in a record alone.
     """
     check(spec)
     resampler = resample.Resampler(fs_in, spec["fs"], spec["clamp_uv"])
@@ -200,7 +200,7 @@ def _clamped(uv: np.ndarray, leads: int, limit: int) -> np.ndarray:
 
 
 class _Sections:
-    """The second-order sections for rows that advance in lockstep; state: two past values per signal and the cut-off part.
+    """The second-order sections for rows that advance in lockstep; state: two past values per signal, and e.
 
     Sections form a pipeline: in wave s, section k computes sample s - k, so that one numpy operation serves all
     sections of all rows. The bits are those of the formula at the top, sample by sample.
@@ -236,13 +236,13 @@ class _Sections:
         wave = np.lib.stride_tricks.as_strided(signal, (time + 2 + count, count + 1, rows),
                                                (step, (time + 1) * step, item))
         for s in range(1, time + count):
-            low, high = max(0, s - time), min(count, s)                             # sections low .. high - 1 have a sample
+            low, high = max(0, s - time), min(count, s)                     # sections low .. high - 1 have a sample
             self._wave(wave[s - 1:s + 3, low:high + 1], slice(low, high))
         self._past = signal[:, -2:].copy()
         return signal[-1, 2:]
 
     def _wave(self, w: np.ndarray, sections: slice) -> None:
-        """One sample in each of `sections`; w (4, section + 1, row): inputs in w[:3, :-1], outputs in w[1:3, 1:], new in w[3, 1:]."""
+        """One sample in each of `sections`; w (4, section + 1, row): inputs in w[:3, :-1], outputs in w[1:, 1:]."""
         b, a, error = self._b[sections], self._a[sections], self._error[sections]
         error += b[:, 0] * w[2, :-1]
         error += b[:, 1] * w[1, :-1]

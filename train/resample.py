@@ -21,7 +21,7 @@ from train.say import UserError
 
 BITS = 15                       # Q15 coefficients: every phase sums to exactly 2^15, so a constant stays that constant
 PASS_HZ = 40                    # flat up to here: the low-pass behind it ends there
-STOP = Fraction(6, 10)          # of the lower rate: what is left between 0.5 and 0.6 folds to above 0.4, not into the QRS
+STOP = Fraction(6, 10)          # of the lower rate: what lies between 0.5 and 0.6 folds to above 0.4
 ATTENUATION_DB = 60
 MAX_PHASES = 4096
 
@@ -42,7 +42,7 @@ class Kernel:
 
 
 def ratio(fs_in: float, fs: int) -> Fraction:
-    """fs / fs_in as a fraction; rates in Hz, known to a millihertz. UserError for a rate that has no usable fraction."""
+    """fs / fs_in as a fraction; rates in Hz. UserError for a rate that has no usable fraction."""
     if not 50 <= fs_in <= 20000:
         raise UserError(f"input rate {fs_in} Hz", "50 to 20000 Hz", "check the unit: samples per second")
     exact = Fraction(fs_in).limit_denominator(1000)
