@@ -44,7 +44,7 @@ def clamp8(x: np.ndarray, relu: bool = False) -> np.ndarray:
 def run(graph: Graph, inputs: dict[str, np.ndarray], trace: bool = False):
     """Evaluate a batch. inputs: name -> int8 (batch, *shape). Returns int8 logits, or every tensor with `trace`."""
     values = {name: np.asarray(inputs[name]) for name in graph.inputs}
-    _execute(graph.nodes, values)
+    execute(graph.nodes, values)
     return values if trace else values[graph.output]
 
 
@@ -60,7 +60,7 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
     x = np.asarray(record[name])
     window = graph.tensors[name].shape[1]
     values = {name: x[None]}
-    _execute(local, values, endless=True)
+    execute(local, values, endless=True)
     columns = values[rest[0].inputs[0]]
     stride = column_stride(graph)
     assert hop % stride == 0, "the manifest allows only hops that are multiples of the total stride"
@@ -70,7 +70,7 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
         return np.zeros((0, *graph.tensors[graph.output].shape), np.int8)
     batch = np.concatenate([columns[..., c + start:c + stop] for c in hops])
     values = {rest[0].output: batch}
-    _execute(rest[1:], values)
+    execute(rest[1:], values)
     return values[graph.output]
 
 
@@ -83,7 +83,8 @@ def column_stride(graph: Graph) -> int:
     return stride[rest[0].inputs[0]]
 
 
-def _execute(nodes: list[Node], values: dict[str, np.ndarray], endless: bool = False) -> None:
+def execute(nodes: list[Node], values: dict[str, np.ndarray], endless: bool = False) -> None:
+    """Run nodes in order over `values` (tensor name -> codes), adding their outputs."""
     for n in nodes:
         args = [values[t] for t in n.inputs]
         values[n.output] = _KERNELS[n.kind](n, args, endless)
