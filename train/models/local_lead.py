@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""local-lead: attention maps that all leads share, first within a band of time, then over the whole window.
+
+ecg (batch, 1, lead, window) in millivolt -> columns (batch, channel, lead, column) -> logits (batch, class).
+After Manimaran et al., "Reading Between the Leads", Computing in Cardiology 2023. The preset `paper` is the authors'
+network, in local_lead_paper.py. `small` and `tiny` keep its mechanism in integer-friendly form: separable stem,
+lead-joint attention in a fixed band, stride-2 branch blocks with a max-pooled skip, BatchNorm that folds and ReLU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.models.attention import LeadJointAttention
+from train.models.blocks import Head, Separable, Stem, conv_bn
+from train.models.geometry import Beat, Hop, Span, geometry
+from train.models.local_lead_paper import PaperLocalLead
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Separable convolutions: one to `channels` with `stride`, then `depth` residual ones."""
+
+    channels: int
+    kernel: int
+    stride: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A lead-joint attention block; `window` is the band's half-width in steps behind the stride, None: global."""
+
+    channels: int
+    heads: int
+    stride: int
+    window: int | None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The width and depth of an edge network; the first stage's convolution is dense, its input has one channel."""
+
+    stem: tuple[Stage, ...]
+    local: tuple[Attention, ...]
+    whole: tuple[Attention, ...]
+    expand: int                 # MLP width / channels
+    hidden: int                 # width of the head's dense layer
+    per_lead: bool = False      # q, k, v projections of each lead's own
+
+
+SMALL = Preset(
+    stem=(Stage(16, 11, 2, 0), Stage(24, 7, 2, 1), Stage(48, 7, 2, 1)),
+    local=(Attention(48, 3, 1, 8), Attention(48, 3, 2, 6)),
+    whole=(Attention(64, 4, 2, None), Attention(64, 4, 2, None)),
+    expand=2, hidden=48)
+TINY = Preset(
+    stem=(Stage(8, 11, 2, 0), Stage(16, 7, 2, 1), Stage(32, 7, 2, 1)),
+    local=(Attention(32, 2, 1, 8), Attention(32, 2, 2, 6)),
+    whole=(Attention(32, 2, 2, None),),
+    expand=2, hidden=24)
+
+
+class AttentionBlock(nn.Module):
+    """Attention and MLP, each added to its input; a stride halves time and max-pools the skip.
+
+    x' = skip(x) + attention(x);  y = x' + BN(pointwise(ReLU(BN(pointwise(x')))))
+    """
+
+    def __init__(self, channels: int, spec: Attention, expand: int, leads: int, per_lead: bool):
+        super().__init__()
+        self.stride = spec.stride
+        self.attention = LeadJointAttention(channels, spec.channels, spec.heads, spec.window, spec.stride, leads,
+                                            per_lead)
+        self.widen = conv_bn(channels, spec.channels, 1) if channels != spec.channels else None
+        wide = spec.channels * expand
+        self.mlp = nn.Sequential(conv_bn(spec.channels, wide, 1, relu=True), conv_bn(wide, spec.channels, 1))
+
+    def span(self, s: Span) -> Span:
+        """The receptive field behind this block."""
+        return self.attention.span(s).join(s.conv(3, self.stride) if self.stride > 1 else s)
+
+    def forward(self, x: Tensor) -> Tensor:     # (batch, channel, lead, time)
+        skip = F.max_pool2d(x, (1, 3), (1, self.stride), (0, 1)) if self.stride > 1 else x
+        if self.widen is not None:
+            skip = self.widen(skip)
+        x = skip + self.attention(x)
+        return x + self.mlp(x)
+
+
+class LocalLead(nn.Module):
+    """The edge network.
+
+    `columns` holds everything local (separable stem, band attention) and may be computed once over an endless record;
+    `decide` sees exactly geometry.columns finished columns. Both are all there is to `forward`.
+    """
+
+    PRESETS: ClassVar = {"paper": PaperLocalLead, "small": SMALL, "tiny": TINY}
+
+    def __init__(self, preset: str | Preset, window: Hop | Beat, leads: int, classes: int, rr: int = 0):
+        super().__init__()
+        p = preset if isinstance(preset, Preset) else self.PRESETS[preset]
+        first, *stages = p.stem
+        local: list[nn.Module] = [Stem(first.channels, first.kernel, first.stride)]
+        width = first.channels
+        local += [Separable(width, width, first.kernel) for _ in range(first.depth)]
+        for stage in stages:
+            local.append(Separable(width, stage.channels, stage.kernel, stage.stride))
+            width = stage.channels
+            local += [Separable(width, width, stage.kernel) for _ in range(stage.depth)]
+        for spec in p.local:
+            local.append(AttentionBlock(width, spec, p.expand, leads, p.per_lead))
+            width = spec.channels
+        whole = []
+        for spec in p.whole:
+            whole.append(AttentionBlock(width, spec, p.expand, leads, p.per_lead))
+            width = spec.channels
+        self.local, self.whole = nn.Sequential(*local), nn.Sequential(*whole)
+        self.head = Head(width, leads, p.hidden, classes, rr)
+        span = Span()
+        for block in local:
+            span = block.span(span)
+        self.geometry = geometry(span, window)
+
+    def columns(self, ecg: Tensor) -> Tensor:
+        """(batch, 1, lead, time), time a multiple of the stride -> columns (batch, channel, lead, time / stride)."""
+        return self.local(ecg)
+
+    def decide(self, columns: Tensor, rr: Tensor | None = None) -> Tensor:
+        """geometry.columns finished columns -> logits (batch, class)."""
+        return self.head(self.whole(columns), rr)
+
+    def forward(self, ecg: Tensor, rr: Tensor | None = None) -> Tensor:
+        """One window (batch, 1, lead, geometry.window) in millivolt -> logits (batch, class)."""
+        columns = self.columns(ecg)
+        if self.geometry.left or self.geometry.right:
+            columns = columns[..., self.geometry.left:self.geometry.left + self.geometry.columns]
+        return self.decide(columns, rr)
+
+    def vote(self, ecg: Tensor) -> Tensor:
+        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of every hop-aligned window in it.
+
+        Equal to `forward` on each of them, but each column is computed once.
+        """
+        g = self.geometry
+        columns = self.columns(ecg)
+        columns = columns[..., g.left:columns.shape[-1] - g.right]
+        windows = columns.unfold(-1, g.columns, g.hop // g.stride).movedim(-2, 1)     # (batch, window, ...)
+        return self.decide(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
