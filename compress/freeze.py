@@ -23,7 +23,7 @@ _DQ = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 _DQ_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
 _ALIAS = {aten.clone.default, aten.contiguous.default, aten.dropout.default}
 _RESHAPE = {aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim}
-_LOCAL = {"conv1d", "add", "table", "maxpool", "reshape", "attention"}
+_LOCAL = {"conv1d", "add", "table", "maxpool", "reshape", "attention", "slice", "concat"}
 
 
 def multiplier(scale: float, where: str) -> tuple[int, int]:
@@ -229,7 +229,7 @@ class _Freezer:
         if len(shape) != 1 and shape != (1, *self._shape(source)):
             raise GraphError(f"{layer(op)}: reshapes {self._shape(source)} to {shape}", "a vector, or one channel more")
         self._same(source, scale)
-        return self._emit(op, "reshape", [source], scale, {})
+        return self._emit(op, "reshape", [source], scale, {"to": "vector" if len(shape) == 1 else "channel"})
 
 
 _MAKERS = {**dict.fromkeys(WEIGHTED, _Freezer.weighted), **dict.fromkeys(ADD, _Freezer.add),
@@ -253,7 +253,7 @@ def _boundary(graph: Graph) -> str:
                          "streaming=False evaluates every window anew")
     before, after = graph.nodes[:cuts[0]], graph.nodes[cuts[0] + 1:]
     for n in before:
-        if n.kind not in _LOCAL or n.attrs.get("window") == "global":
+        if n.kind not in _LOCAL or n.attrs.get("window") == "global" or n.attrs.get("axis") == 2:
             raise GraphError(f"{n.name}: {n.kind} sees the whole window", "local layers in front of the boundary")
     early = {n.output for n in before}
     for n in after:

@@ -200,9 +200,9 @@ def cut(n: Node, args, endless: bool) -> np.ndarray:
 
 
 def reshape(n: Node, args, endless: bool) -> np.ndarray:
-    """The waveform (lead, time) becomes (1, lead, time); (channel, lead, time) becomes a vector."""
+    """To "vector": everything in one axis. To "channel": the waveform (lead, time) becomes (1, lead, time)."""
     x = args[0]
-    return x[:, None] if x.ndim == 3 else x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], -1) if n.attrs["to"] == "vector" else x[:, None]
 
 
 _KERNELS = {"conv1d": conv1d, "dense": dense, "attention": attention, "add": add, "table": table, "maxpool": maxpool,
