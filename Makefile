@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` set up everything they need in .venv and run. Nothing is installed outside of it.
+
+PYTHON ?= python3
+# The CPU build of PyTorch. With a CUDA GPU: make demo TORCH=torch==2.13.0
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+RUN ?= runs/demo
+bin := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/ready
+	$(bin)/python compress/qat.py --arch local-lead --run $(RUN)
+	$(bin)/python targets/deploy.py --run $(RUN) --target arm
+	$(bin)/python bench/parity.py --run $(RUN)
+	$(bin)/python bench/latency.py --target arm --run $(RUN)
+
+test: .venv/ready
+	$(bin)/python -m pytest -n 2
+
+test-all: test lint demo
+
+lint: .venv/ready
+	$(bin)/ruff check .
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(bin)/python || $(PYTHON) -m venv .venv
+	$(bin)/python -m pip install -q $(TORCH) || $(bin)/python -m pip install -q --extra-index-url $(TORCH_INDEX) $(TORCH) \
+	  || $(bin)/python -m pip install -q torch==2.13.0
+	$(bin)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
