@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A float network as an exported program: one graph that folds, quantizes, trains and converts.
+
+The only file that drives torchao. Program inputs are ecg (batch, lead, window) in millivolt and, for beat tasks,
+rr (batch, K); the output is logits (batch, class).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.attention import attend
+from compress.fold import fold
+from compress.graph import Graph
+
+with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    # torchao reports GPU kernels that this PyTorch cannot load; none of them is used here
+    warnings.simplefilter("ignore")
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    import torchao.quantization.pt2e as pt2e
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+
+    from compress.freeze import freeze
+    from compress.quantizer import IntegerQuantizer
+
+
+class Port(nn.Module):
+    """The network behind the program's inputs."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, ecg: Tensor) -> Tensor:       # (batch, lead, window)
+        return self.net(ecg.unsqueeze(1))
+
+
+class BeatPort(Port):
+    """The same with the RR features of the beat."""
+
+    def forward(self, ecg: Tensor, rr: Tensor) -> Tensor:
+        return self.net(ecg.unsqueeze(1), rr)
+
+
+class Program:
+    """A folded program with fake quantization. scales: input name -> value of one int8 step, in the program's units."""
+
+    def __init__(self, net: nn.Module, shapes: dict[str, tuple[int, ...]], scales: dict[str, float], streaming: bool):
+        self.shapes, self.scales, self.streaming = shapes, scales, streaming
+        net = copy.deepcopy(net).eval()
+        for module in net.modules():
+            if hasattr(module, "attend_fn"):
+                module.attend_fn = attend
+        example = tuple(torch.zeros(2, *shape) for shape in shapes.values())
+        batch = torch.export.Dim("batch", min=1)
+        exported = torch.export.export((BeatPort if len(shapes) > 1 else Port)(net), example,
+                                       dynamic_shapes=tuple({0: batch} for _ in example))
+        folded = fold(exported.module(check_guards=False))
+        self.module = prepare_qat_pt2e(folded, IntegerQuantizer(scales))
+        self.module.apply(pt2e.disable_fake_quant)
+
+    def calibrate(self, batches) -> None:
+        """Find every activation's range on batches of input tensors, then keep the ranges and turn quantization on."""
+        with torch.no_grad():
+            for batch in batches:
+                self.module(*batch)
+        self.module.apply(pt2e.disable_observer)
+        self.module.apply(pt2e.enable_fake_quant)
+        for module in self.module.modules():        # weights change in training; their grid follows
+            if isinstance(module, pt2e.FusedMovingAvgObsFakeQuantize):
+                module.enable_observer()
+
+    def parameters(self):
+        """What quantization-aware training trains: weights and biases."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.module(*inputs)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of everything that training changes."""
+        return {k: v.clone() for k, v in self.module.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a state()."""
+        self.module.load_state_dict(state)
+
+    def convert(self) -> tuple[torch.fx.GraphModule, Graph]:
+        """(the converted program, the integer graph frozen from it); the program itself stays trainable."""
+        converted = convert_pt2e(copy.deepcopy(self.module))
+        return converted, freeze(converted, self.shapes, self.streaming)
+
+
+def tensors(codes: dict[str, np.ndarray], scales: dict[str, float]) -> list[Tensor]:
+    """int8 codes as the program's float inputs, in the order of `scales`."""
+    return [torch.from_numpy(codes[name]).float() * scale for name, scale in scales.items()]
