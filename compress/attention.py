@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention as one torch.library op that evaluates the integer graph's exp table, so that training sees what devices compute.
+"""Attention as one torch.library op that evaluates the integer graph's exp table: training sees what devices compute.
 
 q, k, v are (batch, heads * d, lead, time); the lead-joint score sums over leads and d and is scaled by 1 / sqrt(d).
 """

@@ -53,7 +53,7 @@ def freeze(program: torch.fx.GraphModule, shapes: dict[str, tuple[int, ...]], st
 
 
 def export_scales(graph: Graph, inputs: dict[str, np.ndarray]) -> None:
-    """Store the grids that other runtimes need and the reference does not: attention scores, from calibration inputs."""
+    """Store the grids that only other runtimes need: attention scores, measured on calibration inputs."""
     values = run(graph, inputs, trace=True)
     for n in graph.nodes:
         if n.kind == "attention":
@@ -100,13 +100,15 @@ class _Freezer:
             return self._emit(source, "table", [op], scale, {}, {"table": self._relu_table(op, scale)})
         make = _MAKERS.get(op.target)
         if make is None or (relu and op.target not in WEIGHTED | ADD):
-            raise GraphError(f"{layer(op)}: {op.target} has no integer form", ", ".join(sorted({str(t) for t in _MAKERS})))
+            known = ", ".join(sorted({str(t) for t in _MAKERS}))
+            raise GraphError(f"{layer(op)}: {op.target} has no integer form", known)
         return make(self, op, scale, relu)
 
     def _same(self, source, scale: float) -> str:
         name = self.codes[source]
-        if self.graph.tensors[name].scale != scale:
-            raise GraphError(f"{layer(source)}: requantized from {self.graph.tensors[name].scale} to {scale}", "one grid")
+        own = self.graph.tensors[name].scale
+        if own != scale:
+            raise GraphError(f"{layer(source)}: requantized from {own} to {scale}", "one grid")
         return name
 
     def _scale(self, node) -> float:
@@ -165,17 +167,17 @@ class _Freezer:
 
     def attention(self, op, scale: float, relu: bool) -> str:
         q, k, v, heads, half = op.args
-        channel, lead, time = self._shape(q)
+        channel, lead, _ = self._shape(q)
         depth = channel // heads
         score = self._scale(q) * self._scale(k) / np.sqrt(depth) / EXP_STEP
         mul, shift = multiplier(score, layer(op))
         keys = self._shape(k)[2] if half == GLOBAL else min(2 * half + 1, self._shape(k)[2])
         if keys > MAX_ROW or (2 * 128 * 128 * depth * lead) << shift >= 1 << 31:
-            raise GraphError(f"{layer(op)}: {keys} keys of {depth} x {lead} do not fit int32", f"at most {MAX_ROW} keys",
-                             "use a local window, fewer leads or smaller heads")
+            raise GraphError(f"{layer(op)}: {keys} keys of {depth} x {lead} do not fit int32",
+                             f"at most {MAX_ROW} keys", "use a local window, fewer leads or smaller heads")
         out_mul = round(self._scale(v) / scale * 2 ** 24)
         if not 0 < out_mul < 1 << 28:
-            raise GraphError(f"{layer(op)}: output grid {scale:.3g} against value grid {self._scale(v):.3g}", "within 16x")
+            raise GraphError(f"{layer(op)}: output grid {scale:.3g}, value grid {self._scale(v):.3g}", "within 16x")
         attrs = {"heads": heads, "window": "global" if half == GLOBAL else "band", "half": max(half, 0),
                  "score_mul": mul, "score_shift": shift, "out_mul": out_mul, "export_scales": {}}
         return self._emit(op, "attention", [q, k, v], scale, attrs, {"table": exp_table()})
@@ -189,7 +191,7 @@ class _Freezer:
             shift += 1
         mul = [round(r * 2 ** shift) for r in real]
         if not all(0 < m < 1 << 15 for m in mul):
-            raise GraphError(f"{layer(op)}: adds grids {real[0]:.3g} and {real[1]:.3g} times the output's", "within 2^14")
+            raise GraphError(f"{layer(op)}: adds grids {real[0]:.3g} and {real[1]:.3g} times the sum's", "within 2^14")
         return self._emit(op, "add", op.args[:2], scale, {"mul": mul, "shift": shift, "relu": relu})
 
     def max_pool(self, op, scale: float, relu: bool) -> str:

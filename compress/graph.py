@@ -125,14 +125,14 @@ def load(run: str | Path, sha256: str | None = None) -> Graph:
     """Read a run folder's graph; with `sha256` (the manifest's) a changed byte in either file is an error."""
     from train import runs
     folder = Path(run)
+    again = f"quantize again: python compress/qat.py --arch local-lead --run {folder}"
     paths = [folder / "graph.json", folder / "graph.npz"]
     for path in paths:
         if not path.is_file():
-            raise GraphError(f"no {path.name} in {folder}", "a quantized run",
-                             f"python compress/qat.py --arch local-lead --run {folder}")
+            raise GraphError(f"no {path.name} in {folder}", "a quantized run", again.removeprefix("quantize again: "))
     if sha256 is not None and runs.sha256(*paths) != sha256:
-        raise GraphError(f"{folder}: graph.json or graph.npz is not the one that model.json vouches for (sha256 differs)",
-                         sha256[:16] + "...", f"quantize again: python compress/qat.py --arch local-lead --run {folder}")
+        raise GraphError(f"{folder}: the graph is not the one that model.json vouches for, its sha256 differs",
+                         sha256, again)
     return loads(paths[0].read_bytes(), paths[1].read_bytes())
 
 
@@ -142,7 +142,7 @@ def loads(document: bytes, packed: bytes) -> Graph:
         data = json.loads(document)
         with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
             if data.get("schema") != SCHEMA:
-                raise GraphError(f"graph schema {data.get('schema')!r}", str(SCHEMA), "quantize again with this release")
+                raise GraphError(f"graph schema {data.get('schema')!r}", str(SCHEMA), "quantize it again")
             nodes = [Node(n["name"], n["kind"], n["inputs"], n["output"], n["attrs"],
                           {key: arrays[f"{i}.{key}"] for key in n["params"]}) for i, n in enumerate(data["nodes"])]
         tensors = {k: Tensor(tuple(t["shape"]), t["scale"]) for k, t in data["tensors"].items()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One quantizer for every target: symmetric int8, zero point 0, per-channel weights, per-tensor activations.
 
-Zero point 0 everywhere is the tightest rule of all targets (TensorRT's); what satisfies it can be lowered to each of them.
+Zero point 0 everywhere is the tightest rule of all targets (TensorRT's); what keeps it can be lowered to each of them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ RELU = {aten.relu.default, aten.relu_.default}
 ADD = {aten.add.Tensor, aten.add_.Tensor}
 # the codes do not change: input and output share one scale
 SAME_CODES = {aten.max_pool1d.default, aten.max_pool2d.default, aten.amax.default, aten.slice.Tensor, aten.view.default,
-              aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
-              aten.contiguous.default, aten.dropout.default}
+              aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim,
+              aten.clone.default, aten.contiguous.default, aten.dropout.default}
 REDUCED = {aten.mean.dim, aten.cat.default}
 ATTENTION = {torch.ops.leadedge.attention.default}
 
@@ -79,7 +79,7 @@ def fixed(scale: float) -> FixedQParamsQuantizationSpec:
 
 
 class IntegerQuantizer(Quantizer):
-    """Annotates every tensor of an exported, BatchNorm-free program; refuses what has no integer form by its layer name."""
+    """Annotates every tensor of a BatchNorm-free program; refuses what has no integer form by its layer name."""
 
     def __init__(self, input_scales: dict[str, float]):
         super().__init__()
