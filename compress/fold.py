@@ -39,7 +39,7 @@ def fold(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
             continue
         source = node.args[0]
         if source.target not in _LAYERS or len(source.users) != 1:
-            raise GraphError(f"{layer(node)}: this BatchNorm cannot be folded, it follows no convolution or dense layer",
+            raise GraphError(f"{layer(node)}: this BatchNorm follows no convolution or dense layer",
                              "conv -> BatchNorm or linear -> BatchNorm, nothing in between",
                              "move the BatchNorm behind the next convolution")
         _fold_one(program, source, node)

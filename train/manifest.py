@@ -135,7 +135,8 @@ def load(run: str | Path) -> Manifest:
     """The manifest of a run folder."""
     path = Path(run) / "model.json"
     if not path.is_file():
-        raise ManifestError(f"no model.json in {run}", "a run folder", "python train/fit.py --arch local-lead --run " + str(run))
+        raise ManifestError(f"no model.json in {run}", "a run folder",
+                            f"python compress/qat.py --arch local-lead --run {run}")
     return loads(path.read_text(), str(path))
 
 
@@ -189,7 +190,8 @@ def check(m: Manifest, where: str = "model.json") -> None:
     need(len({c.name for c in m.classes}) == len(m.classes), "classes", [c.name for c in m.classes], "each name once")
     need(0 < m.fs <= 4000, "fs", m.fs, "1..4000 Hz")
     need(m.window > 0, "window", m.window, "a number of samples")
-    need([i.kind for i in m.inputs].count("waveform") == 1, "inputs", [i.kind for i in m.inputs], "exactly one waveform")
+    kinds = [i.kind for i in m.inputs]
+    need(kinds.count("waveform") == 1, "inputs", kinds, "exactly one waveform")
     for i in m.inputs:
         _check_input(m, i, need)
     t = m.trigger
@@ -199,11 +201,12 @@ def check(m: Manifest, where: str = "model.json") -> None:
     need(t.beats_after >= 0, "trigger.beats_after", t.beats_after, ">= 0")
     need(not m.streaming or t.kind == "hop", "streaming", m.streaming, "false for an r-peak trigger")
     need(_integers(m.frontend), "frontend", "not integers only", "the output of frontend.design")
-    if m.decision is not None:
-        need(m.decision.rule in ("argmax", "threshold"), "decision.rule", repr(m.decision.rule), "argmax or threshold")
-        need(len(m.decision.offsets) == len(m.classes), "decision.offsets", m.decision.offsets, f"{len(m.classes)} integers")
-        need(m.decision.vote >= 0, "decision.vote", m.decision.vote, ">= 0 windows")
-        need(m.decision.nats_per_lsb_q16 > 0, "decision.nats_per_lsb_q16", m.decision.nats_per_lsb_q16, "> 0")
+    d = m.decision
+    if d is not None:
+        need(d.rule in ("argmax", "threshold"), "decision.rule", repr(d.rule), "argmax or threshold")
+        need(len(d.offsets) == len(m.classes), "decision.offsets", d.offsets, f"{len(m.classes)} integers")
+        need(d.vote >= 0, "decision.vote", d.vote, ">= 0 windows")
+        need(d.nats_per_lsb_q16 > 0, "decision.nats_per_lsb_q16", d.nats_per_lsb_q16, "> 0")
     if m.graph_sha256 is not None:
         need(len(m.graph_sha256) == 64, "graph_sha256", m.graph_sha256, "64 hexadecimal digits")
 
@@ -215,9 +218,10 @@ def _check_input(m: Manifest, i: Input, need) -> None:
     need(i.lsb > 0, f"{key}: lsb", i.lsb, "> 0")
     need(i.shape and all(n > 0 for n in i.shape), f"{key}: shape", i.shape, "positive sizes")
     if i.kind == "waveform":
-        need(i.shape == (len(i.leads), m.window), f"{key}: shape", i.shape, f"(leads, window) = ({len(i.leads)}, {m.window})")
-        bad = [lead for lead in i.leads if lead not in LEADS]
-        need(not bad and len(set(i.leads)) == len(i.leads), f"{key}: leads", i.leads, f"each once, of {', '.join(LEADS)}")
+        whole = (len(i.leads), m.window)
+        need(i.shape == whole, f"{key}: shape", i.shape, f"(leads, window) = {whole}")
+        once = len(set(i.leads)) == len(i.leads) and set(i.leads) <= set(LEADS)
+        need(once, f"{key}: leads", i.leads, f"each once, of {', '.join(LEADS)}")
     else:
         need(not i.leads, f"{key}: leads", i.leads, "none for this kind")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the tool talks: errors that finish the sentence, tables, progress, and one JSON object with --json.
 
-Standard library at import; rich is loaded on first use and replaced by plain text when it is missing or stdout is piped.
+Standard library at import; rich is loaded on first use and replaced by plain text when it is missing or in a pipe.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def table(rows, header) -> None:
     widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
     for n, row in enumerate(cells):
         first, *rest = row
-        info("  ".join([first.ljust(widths[0])] + [c.rjust(w) for c, w in zip(rest, widths[1:])]).rstrip())
+        info("  ".join([first.ljust(widths[0])] + [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]).rstrip())
         if n == 0:
             info("  ".join("-" * w for w in widths))
 
@@ -184,8 +184,9 @@ def run(main, parser: Parser, argv=None) -> int:
     except OSError as error:
         if trace:
             raise
-        print(f"error: {error.strerror or error}: {error.filename or ''}\n  fix: check the path, its permissions and the "
-              "space left on the disk; --trace shows where", file=sys.stderr)
+        print(f"error: {error.strerror or error}: {error.filename or ''}\n"
+              "  fix: check the path, its permissions and the space left on the disk; --trace shows where",
+              file=sys.stderr)
         return WRONG_INPUT
     if _json:
         print(json.dumps(result if result is not None else {}))
