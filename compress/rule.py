@@ -15,6 +15,7 @@ from train import score
 from train.manifest import Decision
 
 RESAMPLES = 25      # bootstrap draws whose median offset is taken: a few lucky records do not decide
+REACH = 6.0         # nats that an offset may move a class
 FALSE_S = 0.008     # of the beats that are not S; the published operating points allow 1 %
 
 
@@ -42,7 +43,7 @@ def fit(sums: np.ndarray, counts: np.ndarray, truth: np.ndarray, units: np.ndarr
     Rows of a truth beyond the model's classes (AAMI F, Q) count against the offsets but not in the temperature.
     `scale` is the value of one logit LSB in nats before tempering.
     """
-    mean = sums / counts[:, None]
+    mean = sums / counts[:, None] * scale
     classes = max(int(truth.max()) + 1, mean.shape[1])
     generator = np.random.default_rng(seed)
     names, place = np.unique(units, return_inverse=True)
@@ -50,10 +51,10 @@ def fit(sums: np.ndarray, counts: np.ndarray, truth: np.ndarray, units: np.ndarr
     for _ in range(RESAMPLES):
         weight = np.bincount(generator.integers(0, len(names), len(names)), minlength=len(names))[place]
         pick = np.repeat(np.arange(len(truth)), weight)
-        found.append(score.fit_offsets(mean[pick], truth[pick], classes, goal(task), reach=96))
-    offsets = np.rint(np.median(found, axis=0) * score.OFFSET_ONE).astype(int)
+        found.append(score.fit_offsets(mean[pick], truth[pick], classes, goal(task), REACH))
+    offsets = np.rint(np.median(found, axis=0) / scale * score.OFFSET_ONE).astype(int)
     known = truth < mean.shape[1]
-    temperature = _temperature(mean[known] * scale, truth[known])
+    temperature = _temperature(mean[known], truth[known])
     return Decision("argmax", tuple(int(o) for o in offsets), max(1, round(scale / temperature * 65536)), vote)
 
 

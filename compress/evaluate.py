@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logits of a float network or an integer graph over prepared records, summed per recording or per beat.
+
+Integer logits are int8 codes; float ones are scaled to integers by FLOAT_STEP so that one decision rule serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress import reference
+from compress.graph import Graph
+from train import say, score, tasks
+
+FLOAT_STEP = 1 / 4096       # nats; the float model's logits are rounded to this for the rule
+BEATS = 512                 # beats evaluated at a time
+AAMI_ROWS = "NSVFQ"         # rows of a beat table; the model's classes come first
+
+
+@dataclass(frozen=True)
+class Logits:
+    """One row per recording or beat. `truth` may exceed the model's classes (AAMI F and Q)."""
+
+    sums: np.ndarray        # int64 (n, class), added over the windows of the recording
+    counts: np.ndarray      # int64 (n,)
+    truth: np.ndarray       # int64 (n,)
+    unit: np.ndarray        # str (n,): the record
+    scale: float            # nats per logit step
+
+    @staticmethod
+    def join(parts: Sequence[Logits]) -> Logits:
+        """Rows of several parts, e.g. of the folds; all brought to the first part's scale."""
+        scale = parts[0].scale
+        sums = [np.rint(p.sums * (p.scale / scale)).astype(np.int64) for p in parts]
+        return Logits(np.concatenate(sums), *(np.concatenate([getattr(p, k) for p in parts])
+                                              for k in ("counts", "truth", "unit")), scale)
+
+    def decided(self, rule) -> np.ndarray:
+        """Class index per row under a decision rule."""
+        return score.decide(self.sums, self.counts, rule.rule, rule.offsets)
+
+    def confusion(self, predicted: np.ndarray, classes: int) -> np.ndarray:
+        """int64 (unit, truth, class)."""
+        return score.by_unit(self.truth, predicted, self.unit, max(classes, int(self.truth.max()) + 1), classes)
+
+
+def integer(graph: Graph, source, indices: Iterable[int], label: str = "int8") -> Logits:
+    """The integer reference on records `indices` of a dataset source: streamed for hops, window by window for beats."""
+    names = graph.inputs
+    hop = source.geometry.hop
+    output = graph.tensors[graph.output].scale
+
+    def window_logits(*codes: np.ndarray) -> np.ndarray:
+        return reference.run(graph, dict(zip(names, codes, strict=True)))
+
+    def record_logits(codes: np.ndarray) -> np.ndarray:
+        if graph.boundary is not None:
+            return reference.stream(graph, {names[0]: codes}, hop)
+        window = source.geometry.window
+        return window_logits(np.stack([codes[:, i:i + window] for i in range(0, codes.shape[1] - window + 1, hop)]))
+    return _walk(source, indices, label, record_logits, window_logits, output)
+
+
+def floating(net, source, indices: Iterable[int], label: str = "float") -> Logits:
+    """The float network on the same records and the same int8 inputs."""
+    import torch
+
+    from train.dataset import RR_PER_ONE, millivolt
+
+    def steps(logits: torch.Tensor) -> np.ndarray:
+        return np.rint(logits.numpy() / FLOAT_STEP).astype(np.int64)
+
+    def record_logits(codes: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return steps(net.vote(millivolt(codes[None], source.uv_per_lsb))[0])
+
+    def window_logits(ecg: np.ndarray, *rr: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return steps(net(millivolt(ecg, source.uv_per_lsb), *(torch.from_numpy(r) / RR_PER_ONE for r in rr)))
+    net.eval()
+    return _walk(source, indices, label, record_logits, window_logits, FLOAT_STEP)
+
+
+def _walk(source, indices, label: str, record_logits: Callable, window_logits: Callable, scale: float) -> Logits:
+    """Collect logits of every labelled record, or of every annotated beat of the records."""
+    beats = source.geometry.trigger == "r-peak"
+    indices = list(indices if beats else source.labelled(indices))
+    sums, counts, truth, unit = [], [], [], []
+    with say.progress(label, len(indices)) as advance:
+        for i in indices:
+            record = source.shards.records[i]
+            if beats:
+                codes = source.inputs(i)
+                table = source.shards.beats(i)
+                rows = [window_logits(*(c[n:n + BEATS] for c in codes)) for n in range(0, len(table), BEATS)]
+                found = np.concatenate(rows).astype(np.int64)
+                truth.append(_aami(table["symbol"]))
+                counts.append(np.ones(len(found), np.int64))
+            else:
+                logits = record_logits(source.evaluate(i)).astype(np.int64)
+                found = logits.sum(0, keepdims=True)
+                truth.append(np.array([record["labels"][0]]))
+                counts.append(np.array([len(logits)]))
+            sums.append(found)
+            unit.append(np.full(len(found), record["name"]))
+            advance(1)
+    return Logits(*(np.concatenate(x) for x in (sums, counts, truth, unit)), scale)
+
+
+def _aami(symbols: np.ndarray) -> np.ndarray:
+    """Annotation symbols to rows of AAMI_ROWS."""
+    place = {s: AAMI_ROWS.index(c) for s, c in tasks.AAMI.items()}
+    return np.array([place[s] for s in symbols.tolist()], np.int64)
