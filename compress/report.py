@@ -9,6 +9,7 @@ from compress import rule
 from compress.evaluate import Logits
 from train import say, score
 
+_COLUMNS = ("se", "se_95", "ppv", "ppv_95", "f1", "f1_95", "n")
 FORMS = ("float", "post-training int8", "QAT int8")
 
 
@@ -25,8 +26,7 @@ def table(decided: dict[str, np.ndarray], logits: Logits, classes: list[str], ta
     for form, c in conf.items():
         for row in score.rows(c, classes, forgiven):
             printed.append([f"{row[0]}  {form}", *row[1:]])
-            result["classes"].setdefault(row[0], {})[form] = dict(zip(("se", "se_95", "ppv", "ppv_95", "f1", "f1_95", "n"),
-                                                                      row[1:], strict=True))
+            result["classes"].setdefault(row[0], {})[form] = dict(zip(_COLUMNS, row[1:], strict=True))
     printed.sort(key=lambda row: classes.index(row[0].split("  ")[0]))
     say.table(printed, ("class", *score.HEADER[1:]))
     first = next(iter(conf))
@@ -69,8 +69,8 @@ def flips(before: np.ndarray, after: np.ndarray, logits: Logits, classes: list[s
     changed = np.flatnonzero(before != after)
     worse = [i for i in changed if before[i] == logits.truth[i]]
     better = [i for i in changed if after[i] == logits.truth[i]]
-    say.info(f"{len(changed)} of {len(before)} changed class: {len(worse)} from right to wrong, {len(better)} from wrong "
-             "to right")
+    say.info(f"{len(changed)} of {len(before)} changed class: {len(worse)} from right to wrong, "
+             f"{len(better)} from wrong to right")
     named = [f"{logits.unit[i]} {classes[before[i]]}>{classes[after[i]]}" for i in worse[:most]]
     if named:
         say.info("  " + ", ".join(named))
