@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ARM Linux through ONNX Runtime's CPU provider: the graph as Q/DQ ONNX, the fastest form that agrees is shipped.
+
+Files in runs/<name>/arm/: model.int8.onnx, model.mixed.onnx, model.float.onnx and chosen.json, which says which of them
+to run and what was measured where. Input and output of the quantized forms are uint8 codes + 128.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from compress.graph import Graph
+from targets import onnx_qdq, target
+from targets.target import Agreement, Built
+from train import runs, say
+from train.manifest import Manifest
+from train.say import MissingError, UserError
+
+SECONDS = 3.0           # of measuring in build
+REFERENCE_FORM = "float"
+
+
+def missing() -> str | None:
+    """What is not installed, with the command that installs it."""
+    absent = [m for m in ("onnx", "onnxruntime") if find_spec(m) is None]
+    return f"{' and '.join(absent)} not installed: pip install -e \".[arm]\"" if absent else None
+
+
+def file_name(form: str) -> str:
+    """File of a form."""
+    return f"model.{form}.onnx"
+
+
+def lower(graph: Graph, manifest: Manifest, out: Path) -> None:
+    """Write all forms."""
+    runs.write(out, {file_name(form): onnx_qdq.lower(graph, form) for form in onnx_qdq.FORMS})
+
+
+def build(out: Path, board: dict | None) -> Built:
+    """Measure the forms against each other on this machine and choose one; chosen.json keeps the figures.
+
+    UserError when no form agrees with the reference.
+    """
+    manifest, graph = target.open_run(out.parent)
+    inputs, expected = target.golden(out.parent, graph)
+    sessions = {form: Session(out / file_name(form), graph) for form in onnx_qdq.FORMS}
+    agreed = {form: target.compare(manifest, expected, s.run(inputs)) for form, s in sessions.items()}
+    first = {name: x[:1] for name, x in inputs.items()}
+    times = target.interleaved({form: s.call(first) for form, s in sessions.items()}, SECONDS)
+    measured = {form: target.percentiles(t) for form, t in times.items()}
+    form, why = pick(agreed, {form: m["p50_ms"] for form, m in measured.items()})
+    note = {"form": form, "file": file_name(form), "why": why, "threads": 1, "machine": say.machine(),
+            "board": board["name"] if board else None, "measured_on_board": on_board(board),
+            "forms": {f: measured[f] | asdict(agreed[f]) for f in measured}}
+    runs.write(out, {"chosen.json": json.dumps(note, indent=2) + "\n"})
+    say.table([(f, m["p50_ms"], m["p90_ms"], m["p99_ms"], m["samples"], f"{m['labels']:.2%}", m["p99"], m["worst"])
+               for f, m in note["forms"].items()],
+              ("form, 1 thread", "p50 ms", "p90 ms", "p99 ms", "samples", "equal labels", "p99 LSB", "max LSB"))
+    say.info(f"shipped: {form}; {why}" + ("" if on_board(board) else f" (on this machine, not on a {board['name']}: "
+                                           "run the same command there before trusting the choice)"))
+    path = out / file_name(form)
+    return Built(path, path.stat().st_size, None, note)
+
+
+def pick(agreed: dict[str, Agreement], p50: dict[str, float]) -> tuple[str, str]:
+    """(form, why): the fastest form whose labels and logits agree with the reference. UserError when none does."""
+    able = {form: p50[form] for form, agreement in agreed.items() if agreement.ok}
+    if not able:
+        worst = ", ".join(f"{form} {a.labels:.2%}" for form, a in agreed.items())
+        raise UserError(f"no ONNX form agrees with the reference: equal labels {worst}",
+                        f"{target.LABELS:.1%}, logits within {target.P99} LSB (p99) and {target.WORST} (all)",
+                        "python bench/parity.py --run RUN names the first layer that differs")
+    form = min(able, key=able.get)
+    ratio = p50[REFERENCE_FORM] / p50[form]
+    if form == REFERENCE_FORM:
+        return form, "no other form that agrees with the reference is faster"
+    if ratio < 1:
+        return form, f"it agrees with the reference; float is {1 / ratio:.2f}x faster but does not agree"
+    return form, f"it is {ratio:.2f}x faster than float and agrees with the reference"
+
+
+def on_board(board: dict | None) -> bool:
+    """True unless a board was named that this machine cannot be."""
+    return board is None or platform.machine() == board["machine"]
+
+
+class Session:
+    """One ONNX file opened on the CPU provider; takes and gives int8 codes whatever the file's own types are."""
+
+    def __init__(self, path: Path, graph: Graph | None = None, threads: int = 1):
+        if find_spec("onnxruntime") is None:
+            raise MissingError(missing())
+        import onnxruntime
+        graph = graph or target.open_run(path.parent.parent)[1]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        self.scales = {name: np.float32(tensor.scale) for name, tensor in graph.tensors.items()}
+        self.output = graph.output
+        self.floats = "float" in self.session.get_inputs()[0].type
+
+    def feed(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """int8 codes as the file wants them."""
+        if self.floats:
+            return {name: x.astype(np.float32) * self.scales[name] for name, x in inputs.items()}
+        return {name: x.view(np.uint8) ^ np.uint8(128) for name, x in inputs.items()}
+
+    def codes(self, values: np.ndarray, tensor: str) -> np.ndarray:
+        """A value of the file as int8 codes of a tensor."""
+        if values.dtype == np.uint8:
+            return (values ^ np.uint8(128)).view(np.int8)
+        return np.clip(np.floor(values / self.scales[tensor] + 0.5), -128, 127).astype(np.int8)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """int8 logits (window, class) of int8 inputs (window, *shape), one window after the other."""
+        feed = self.feed({name: np.ascontiguousarray(x) for name, x in inputs.items()})
+        windows = ({name: x[i:i + 1] for name, x in feed.items()} for i in range(len(next(iter(feed.values())))))
+        return self.codes(np.concatenate([self.session.run([self.output], w)[0] for w in windows]), self.output)
+
+    def call(self, inputs: dict[str, np.ndarray]):
+        """A function that evaluates one window and nothing else, for timing."""
+        return functools.partial(self.session.run, [self.output], self.feed(inputs))
+
+
+@functools.lru_cache(maxsize=4)
+def _session(path: Path, changed: int) -> Session:
+    return Session(path)
+
+
+def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """int8 logits; the session stays open between calls."""
+    return _session(built.path, built.path.stat().st_mtime_ns).run(inputs)
+
+
+def flash(built: Built, port: str | None) -> None:
+    """Nothing is flashed under Linux."""
+    run_folder = built.path.parent.parent
+    say.info(f"copy the folder {run_folder} to the board (scp -r {run_folder} user@board:) and run there: "
+             f"python firmware_bridge/live.py --run {run_folder.name} --target arm")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build a quantized run for a device: runs/R/<target>/ and an entry in runs/R/builds.json.
+
+python targets/deploy.py --run runs/af --target arm
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import targets
+from train import say
+
+
+def parser() -> say.Parser:
+    """The command line."""
+    p = say.Parser(description="Build a quantized run for a device.")
+    p.add_argument("--run", required=True, metavar="R", help="run folder, quantized by compress/qat.py")
+    p.add_argument("--target", required=True, metavar="T", help=f"one of: {', '.join(targets.TARGETS)}")
+    p.add_argument("--board", metavar="B", help="a board of targets/boards.toml")
+    p.add_argument("--flash", action="store_true", help="put the build on the device, or say how")
+    p.add_argument("--port", help="serial port of the device to flash")
+    return p
+
+
+def main(args) -> dict:
+    """Lower, build, note, flash."""
+    chosen = targets.load(args.target)
+    from targets import target
+    absent = chosen.missing()
+    if absent:
+        raise say.MissingError(f"target {args.target} cannot be built here: {absent}")
+    run = pathlib.Path(args.run)
+    manifest, graph = target.open_run(run)
+    board = target.read_board(args.board, args.target) if args.board else None
+    out = run / args.target
+    chosen.lower(graph, manifest, out)
+    built = chosen.build(out, board)
+    target.record_build(run, args.target, built, manifest.identity)
+    say.info(f"built {built.path} ({built.flash / 1000:.0f} kB) for model {manifest.identity.hex()[:16]}")
+    if args.flash:
+        chosen.flash(built, args.port)
+    say.info(f"next: python bench/parity.py --run {run} --target {args.target}")
+    return {"run": str(run), "target": args.target, "path": str(built.path), "flash": built.flash, "ram": built.ram,
+            "identity": manifest.identity.hex(), "notes": built.notes}
+
+
+if __name__ == "__main__":
+    sys.exit(say.run(main, parser()))

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random but valid integer graphs with every node kind, inputs for them, and whole run folders around them.
+
+A builder adds one node at a time and runs it on a sample batch, so that each output scale fits the codes that arrive.
+`every_kind` is small, for tests; `like_local_lead` has the size of an edge preset, for measurements.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from compress import graph as graphs
+from compress import reference
+from compress.graph import Graph, Node, Tensor
+from train import manifest as manifests
+from train import runs
+
+SAMPLES = 32        # windows that the builder sees while it picks scales
+SIGMA = 4           # an activation of this many standard deviations is the largest code
+
+
+def multiplier(real: float) -> tuple[int, int]:
+    """(m, k) with m * 2^k / 2^32 nearest to `real`, 0 < m < 2^31, and k = 0 whenever that is possible."""
+    for k in range(8):
+        m = round(math.ldexp(real, 32 - k))
+        if 0 < m < 1 << 31:
+            return m, k
+    raise ValueError(f"no multiplier for {real}")
+
+
+def waveform(rng: np.random.Generator, batch: int, leads: int, time: int) -> np.ndarray:
+    """int8 (batch, lead, time): pulses, a slow wave and noise, in another mixture in every window."""
+    t = np.arange(time)
+    share = rng.dirichlet((0.5, 0.5, 0.5), batch)[:, :, None, None] * 110
+    rate = rng.uniform(60, 300, (batch, 1, 1))
+    phase = rng.uniform(0, 300, (batch, 1, 1))
+    away = (t + phase) % rate - rate / 2
+    gain = rng.uniform(-1, 1, (3, batch, leads, 1))
+    x = share[:, 0] * gain[0] * np.exp(-(away / rng.uniform(4, 12, (batch, 1, 1))) ** 2)
+    x = x + share[:, 1] * gain[1] * np.sin(t / rng.uniform(8, 60, (batch, 1, 1)) + phase)
+    x = x + share[:, 2] * gain[2] / 3 * rng.normal(0, 1, (batch, leads, time))
+    return np.clip(np.rint(x), -128, 127).astype(np.int8)
+
+
+class Builder:
+    """Adds nodes; every method returns the name of the tensor it wrote."""
+
+    def __init__(self, seed: int, inputs: dict[str, tuple[int, ...]], input_scale: float = 0.016):
+        self.rng = np.random.default_rng(seed)
+        self.tensors = {name: Tensor(shape, input_scale) for name, shape in inputs.items()}
+        self.inputs = list(inputs)
+        self.nodes: list[Node] = []
+        self.values = random_inputs(inputs, SAMPLES, seed)
+
+    def graph(self, output: str, boundary: str | None = None) -> Graph:
+        """The finished graph, checked."""
+        built = Graph(self.inputs, output, self.tensors, self.nodes, boundary)
+        graphs.check(built)
+        return built
+
+    def _put(self, kind: str, inputs, shape, scale: float, attrs=None, params=None) -> str:
+        name = f"{kind}{len(self.nodes)}"
+        node = Node(name, kind, list(inputs), f"{name}.out", attrs or {}, params or {})
+        self.nodes.append(node)
+        self.tensors[node.output] = Tensor(tuple(int(s) for s in shape), scale)
+        alone = Graph(node.inputs, node.output, self.tensors, [node])
+        self.values[node.output] = reference.run(alone, {t: self.values[t] for t in node.inputs})
+        return node.output
+
+    def _rms(self, tensor: str) -> float:
+        return float(np.sqrt(np.mean(self.values[tensor].astype(float) ** 2))) + 1e-3
+
+    def _random(self, x: str, shape) -> tuple[np.ndarray, float, np.ndarray]:
+        """(weights of unequal channel ranges, expected deviation of the output, bias), in real units."""
+        weight = self.rng.normal(0, 1, shape) * self.rng.uniform(0.5, 1.5, (shape[0],) + (1,) * (len(shape) - 1))
+        sigma = self._rms(x) * self.tensors[x].scale        # zero-mean weights of unit energy keep it
+        return weight / math.sqrt(math.prod(shape[1:])), sigma, self.rng.normal(0, 0.3 * sigma, shape[0])
+
+    def _layer(self, kind: str, x: str, shape, weight, sigma: float, bias, attrs) -> str:
+        """A conv1d or dense node from real weights and bias; tried on a wide grid first, to see how far it reaches."""
+        weight_scale = (np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-3) / 127).astype(np.float32)
+        codes = np.rint(weight / weight_scale.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.int8)
+        unit = self.tensors[x].scale * weight_scale.astype(float)
+        params = {"weight": codes, "bias": np.rint(bias / unit).astype(np.int32), "weight_scale": weight_scale}
+
+        def put(scale: float) -> str:
+            pairs = [multiplier(u / scale) for u in unit]
+            return self._put(kind, [x], shape, scale, attrs, params | {
+                "mul": np.array([m for m, _ in pairs], np.int32), "shift": np.array([k for _, k in pairs], np.int8)})
+        wide = put(4 * SIGMA * sigma / 127)
+        reach = max(np.percentile(np.abs(self.values.pop(wide).astype(float)), 99.9), 1.0)
+        self.nodes.pop()
+        return put(self.tensors.pop(wide).scale * reach / 120)
+
+    def conv(self, x: str, out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, relu: bool = True) -> str:
+        """conv1d padded to ceil(time / stride) columns."""
+        channel, lead, time = self.tensors[x].shape
+        pad = [(kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2]
+        column = (time + sum(pad) - kernel) // stride + 1
+        return self._layer("conv1d", x, (out, lead, column), *self._random(x, (out, channel // groups, kernel)),
+                           {"stride": stride, "pad": pad, "groups": groups, "relu": relu})
+
+    def dense(self, x: str, out: int, relu: bool = False) -> str:
+        """Vector to vector."""
+        return self._layer("dense", x, (out,), *self._random(x, (out, *self.tensors[x].shape)), {"relu": relu})
+
+    def classifier(self, x: str, classes: int) -> str:
+        """A dense layer along the features that differ most between the sample windows, so that labels differ too."""
+        real = self.values[x].astype(float) * self.tensors[x].scale
+        centre = real.mean(0)
+        _, size, axes = np.linalg.svd(real - centre, full_matrices=False)
+        turn = np.linalg.qr(self.rng.normal(0, 1, (classes, classes)))[0]
+        rows = turn @ (axes[:classes] / (size[:classes, None] + 1e-9)) * math.sqrt(len(real))
+        return self._layer("dense", x, (classes,), rows, 1.0, -rows @ centre, {"relu": False})
+
+    def attention(self, q: str, k: str, v: str, heads: int, window: str, half: int = 0) -> str:
+        """Lead-joint attention whose scores spread over about one nat; a global query may have its own length."""
+        channel, lead, _ = self.tensors[q].shape
+        depth = channel // heads * lead
+        spread = self._rms(q) * self._rms(k) * math.sqrt(depth)
+        m, shift = multiplier(1.0 / spread / reference.EXP_STEP)
+        tensor = self.tensors[v]
+        scale = tensor.scale * 0.7
+        nats = m * 2.0 ** (shift - 32) * reference.EXP_STEP
+        attrs = {"heads": heads, "window": window, "half": half, "score_mul": m, "score_shift": shift,
+                 "out_mul": round(tensor.scale / scale * (1 << 24)),
+                 "export_scales": {"score": nats * spread * SIGMA / 127, "probability": 1 / 127}}
+        return self._put("attention", [q, k, v], (tensor.shape[0], *self.tensors[q].shape[1:]), scale, attrs,
+                         {"table": reference.exp_table()})
+
+    def add(self, a: str, b: str, relu: bool = False) -> str:
+        """Residual sum."""
+        scales = [self.tensors[t].scale for t in (a, b)]
+        sigma = math.hypot(*(self._rms(t) * s for t, s in zip((a, b), scales, strict=True)))
+        scale = SIGMA * sigma / 127
+        shift = 14 - max(0, math.ceil(math.log2(max(scales) / scale)))
+        mul = [min(round(s / scale * (1 << shift)), 32767) for s in scales]
+        return self._put("add", [a, b], self.tensors[a].shape, scale, {"mul": mul, "shift": shift, "relu": relu})
+
+    def table(self, x: str, function=np.tanh) -> str:
+        """A unary function as 256 codes."""
+        tensor = self.tensors[x]
+        real = function(np.arange(-128, 128) * tensor.scale)
+        scale = float(np.abs(real).max()) / 127
+        return self._put("table", [x], tensor.shape, scale, {}, {"table": np.rint(real / scale).astype(np.int8)})
+
+    def maxpool(self, x: str, kernel: int, stride: int) -> str:
+        """Sliding maximum."""
+        channel, lead, time = self.tensors[x].shape
+        pad = [(kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2]
+        return self._put("maxpool", [x], (channel, lead, (time + kernel - 1 - kernel) // stride + 1),
+                         self.tensors[x].scale, {"kernel": kernel, "stride": stride, "pad": pad})
+
+    def reduce(self, kind: str, x: str, axes=(1, 2)) -> str:
+        """max or mean over whole axes."""
+        tensor = self.tensors[x]
+        shape = [s for i, s in enumerate(tensor.shape) if i not in axes]
+        if kind == "max":
+            return self._put("max", [x], shape, tensor.scale, {"axes": list(axes)})
+        count = math.prod(tensor.shape[a] for a in axes)
+        scale = tensor.scale * 0.5
+        m, k = multiplier(tensor.scale / scale / count)
+        return self._put("mean", [x], shape, scale, {"axes": list(axes), "mul": m, "shift": k})
+
+    def concat(self, parts: list[str], axis: int = 0) -> str:
+        """Side by side on the coarsest scale."""
+        tensors = [self.tensors[t] for t in parts]
+        scale = max(t.scale for t in tensors)
+        pairs = [multiplier(t.scale / scale) for t in tensors]
+        shape = list(tensors[0].shape)
+        shape[axis] = sum(t.shape[axis] for t in tensors)
+        return self._put("concat", parts, shape, scale,
+                         {"axis": axis, "mul": [m for m, _ in pairs], "shift": [k for _, k in pairs]})
+
+    def slice(self, x: str, axis: int, start: int, stop: int) -> str:
+        """A part of one axis."""
+        shape = list(self.tensors[x].shape)
+        shape[axis] = stop - start
+        return self._put("slice", [x], shape, self.tensors[x].scale, {"axis": axis, "start": start, "stop": stop})
+
+    def reshape(self, x: str, to: str) -> str:
+        """Same codes, other axes: "channel" or "vector"."""
+        shape = self.tensors[x].shape
+        return self._put("reshape", [x], (1, *shape) if to == "channel" else (math.prod(shape),),
+                         self.tensors[x].scale, {"to": to})
+
+    def block(self, x: str, heads: int, window: str, half: int = 0, hidden: int = 2) -> str:
+        """A transformer block without norms: depthwise + 1x1 projections, attention, residual, two 1x1 layers."""
+        channel = self.tensors[x].shape[0]
+        local = self.conv(x, channel, 3, groups=channel, relu=False)
+        q, k, v = (self.conv(local, channel, relu=False) for _ in range(3))
+        x = self.add(x, self.conv(self.attention(q, k, v, heads, window, half), channel, relu=False))
+        return self.add(x, self.conv(self.conv(x, channel * hidden), channel, relu=False))
+
+
+def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, classes: int = 3) -> Graph:
+    """A small net with every node kind: stem, depthwise, residual, pools, band and global attention, second input."""
+    b = Builder(seed, {"ecg": (leads, time), "rr": (4,)})
+    x = b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2)
+    x = b.add(x, b.conv(b.conv(x, channel, 3, groups=channel), channel, relu=False), relu=True)
+    x = b.maxpool(x, 3, 2)
+    x = b.block(x, heads=2, window="band", half=3)
+    x = b.table(x)
+    columns = b.tensors[x].shape[2]
+    x = b.slice(x, 2, columns // 4, columns)
+    x = b.block(x, heads=2, window="global")
+    over_leads = b.reshape(b.reduce("mean", b.slice(x, 2, 0, 2), axes=(1,)), "vector")
+    features = b.concat([b.reduce("mean", x), b.reduce("max", x), over_leads, b.dense("rr", 4, relu=True)])
+    return b.graph(b.classifier(features, classes))
+
+
+def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8) -> Graph:
+    """A net of one waveform input whose boundary cuts off the columns that the window's edges touch; stride 4."""
+    b = Builder(seed, {"ecg": (leads, time)})
+    x = b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2)
+    x = b.maxpool(x, 3, 2)
+    x = b.block(x, heads=2, window="band", half=3)
+    columns = b.tensors[x].shape[2]
+    x = b.slice(x, 2, 8, columns - 6)
+    boundary = b.nodes[-1].name
+    x = b.block(x, heads=2, window="global")
+    features = b.concat([b.reduce("mean", x), b.reduce("max", x)])
+    return b.graph(b.classifier(features, 3), boundary)
+
+
+def like_local_lead(seed: int = 0, leads: int = 1, time: int = 2200, width: int = 64, blocks: int = 4,
+                    heads: int = 4, half: int = 9, classes: int = 4) -> Graph:
+    """The size of an edge preset: four strided stages to 137 columns of `width`, band blocks, one global block."""
+    b = Builder(seed, {"ecg": (leads, time)})
+    x = b.reshape("ecg", "channel")
+    x = b.conv(x, width // 4, 15, stride=2)
+    for channel in (width // 2, width, width):
+        x = b.conv(b.conv(x, b.tensors[x].shape[0], 7, stride=2, groups=b.tensors[x].shape[0]), channel)
+        x = b.add(x, b.conv(b.conv(x, channel, 7, groups=channel), channel, relu=False), relu=True)
+    for _ in range(blocks - 1):
+        x = b.block(x, heads, "band", half)
+    columns = b.tensors[x].shape[2]
+    x = b.slice(x, 2, columns // 8, columns)
+    boundary = b.nodes[-1].name
+    x = b.block(x, heads, "global")
+    features = b.concat([b.reduce("mean", x), b.reduce("max", x)])
+    return b.graph(b.classifier(features, classes), boundary)
+
+
+def random_inputs(shapes: dict[str, tuple[int, ...]], batch: int, seed: int) -> dict[str, np.ndarray]:
+    """name -> int8 (batch, *shape): waveforms for two axes, uniform codes for vectors."""
+    rng = np.random.default_rng([seed, batch])
+    return {name: waveform(rng, batch, *shape) if len(shape) == 2
+            else rng.integers(-100, 100, (batch, *shape)).astype(np.int8) for name, shape in shapes.items()}
+
+
+def inputs_of(graph: Graph, batch: int, seed: int = 1) -> dict[str, np.ndarray]:
+    """Random inputs for a graph."""
+    return random_inputs({name: graph.tensors[name].shape for name in graph.inputs}, batch, seed)
+
+
+def manifest_of(graph: Graph, sha256: str) -> manifests.Manifest:
+    """A frozen manifest that fits a graph."""
+    def described(name):
+        tensor = graph.tensors[name]
+        if len(tensor.shape) == 2:
+            leads = manifests.LEADS[:tensor.shape[0]]
+            return manifests.Input(name, "waveform", tensor.shape, "uV", 16.0, leads)
+        return manifests.Input(name, "rr", tensor.shape, "1/32", 1.0)
+    waveforms = [graph.tensors[n].shape for n in graph.inputs if len(graph.tensors[n].shape) == 2]
+    classes = graph.tensors[graph.output].shape[0]
+    return manifests.Manifest(
+        name="random", arch="random", preset="test", task="synthetic",
+        classes=tuple(manifests.Label(f"c{i}", f"TEST:{i}") for i in range(classes)), multi_label=False, fs=250,
+        window=waveforms[0][1], inputs=tuple(described(n) for n in graph.inputs),
+        trigger=manifests.Trigger("hop", hop=waveforms[0][1]), streaming=False, frontend={"uv_per_lsb": 16},
+        decision=manifests.Decision("argmax", (0,) * classes, 1 << 12, 1), graph_sha256=sha256)
+
+
+def write_run(folder: Path, graph: Graph, golden: int = 64, seed: int = 1) -> Path:
+    """A run folder with graph, golden inputs and logits, and a frozen manifest."""
+    inputs = inputs_of(graph, golden, seed)
+    packed = io.BytesIO()
+    np.savez(packed, out=reference.run(graph, inputs), **{f"in.{k}": v for k, v in inputs.items()})
+    document, arrays = graphs.dumps(graph)
+    runs.write(folder, {"graph.json": document, "graph.npz": arrays, "golden.npz": packed.getvalue()})
+    sha256 = runs.sha256(folder / "graph.json", folder / "graph.npz")
+    runs.write(folder, {"model.json": manifests.dumps(manifest_of(graph, sha256))})
+    return folder
