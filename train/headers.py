@@ -57,7 +57,7 @@ class Header:
     path: Path
     fs: float
     samples: int | None
-    segments: int               # 1, or the number of segments of a multi-segment record
+    segments: tuple[str, ...]   # names of the records a multi-segment record is made of, "~" a gap; () for others
     signals: tuple[Signal, ...]
     comments: tuple[str, ...]   # without the leading "#"
     plain: bool                 # False: the record line needs rewriting before wfdb accepts it
@@ -87,14 +87,19 @@ def read_header(path: str | Path) -> Header:
     n_sig = _integer(path, "number of signals", words[1] if len(words) > 1 else "")
     fs = _frequency(path, words[2]) if len(words) > 2 else DEFAULT_FS
     samples = _integer(path, "number of samples", words[3]) if len(words) > 3 else 0
+    parts: tuple[str, ...] = ()
+    signals: tuple[Signal, ...] = ()
     if segments:
-        signals = ()
+        parts = tuple(line.split()[0] for line in lines[1:])
+        if _integer(path, "number of segments", segments) != len(parts):
+            raise RecordError(f"{path}: number of segments is {segments}, but {len(parts)} segment lines follow",
+                              "one line for each segment", CORRECT)
     else:
         if n_sig != len(lines) - 1:
             raise RecordError(f"{path}: number of signals is {n_sig}, but {len(lines) - 1} signal lines follow",
                               "one line for each signal", CORRECT)
         signals = tuple(_signal(path, n, line) for n, line in enumerate(lines[1:], 1))
-    return Header(path, fs, samples or None, _integer(path, "segments", segments) if segments else 1, signals, comments,
+    return Header(path, fs, samples or None, parts, signals, comments,
                   plain=bool(re.fullmatch(r"[-\w]+", name) and _WHEN.match(" ".join(words[4:]))))
 
 

@@ -12,6 +12,7 @@ invalid) hold the last valid value and are marked in `Record.missing`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import functools
 import hashlib
@@ -189,6 +190,15 @@ def _deep(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.hea"))
 
 
+def _whole_records(folder: Path) -> list[Path]:
+    """All headers but those of the segments of multi-segment records."""
+    paths, segments = _deep(folder), set()
+    for path in paths:
+        with contextlib.suppress(RecordError):      # a broken header is reported when it is read as a record
+            segments |= {path.with_name(f"{name}.hea") for name in headers.read_header(path).segments}
+    return [path for path in paths if path not in segments]
+
+
 def _wfdb_entry(path: Path) -> Entry:
     facts = headers.read_header(path).facts
     return Entry(path.stem, path, path.stem, (), _age(facts.get("age")), _sex(facts.get("sex")))
@@ -349,5 +359,5 @@ DATASETS = {
     "nstdb": Dataset("bw.hea, em.hea, ma.hea and their .dat files", PHYSIONET + "nstdb/1.0.0/", _flat, _wfdb_entry,
                      _record),
     "wfdb": Dataset("WFDB headers (.hea) with their signal files", "https://physionet.org/about/database/",
-                    _deep, _wfdb_entry, _read_wfdb),
+                    _whole_records, _wfdb_entry, _read_wfdb),
 }

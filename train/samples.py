@@ -31,7 +31,7 @@ def read_wfdb(header: Header) -> tuple[tuple[str, ...], np.ndarray, np.ndarray |
     import wfdb
     headers.check_files(header)
     with _readable(header) as stem, _blamed(header.path):
-        if header.segments > 1:
+        if header.segments:
             record = wfdb.rdrecord(stem, physical=True)
             return _physical(header, record.sig_name, record.units, record.p_signal.T)
         record = wfdb.rdrecord(stem, physical=False)

@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading records: a synthetic twin of every data set, bad files, and the real sets where LEADEDGE_DATA has them."""
+
+import os
+import struct
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train import headers, leads, records, samples
+from train.records import Entry
+from train.say import RecordError, UserError
+
+wfdb = pytest.importorskip("wfdb")
+
+TWELVE = records.TWELVE
+RNG = np.random.default_rng(7)
+
+
+def wave(n_leads=1, n=1000, limit=900):
+    """Microvolts in whole steps of 5, so that every gain used here carries them exactly."""
+    return 5 * RNG.integers(-limit // 5, limit // 5, (n_leads, n))
+
+
+def write_dat(folder, name, uv, names, fs=360, fmt="16", gain=200.0, baseline=0, comments=(), units="mV"):
+    """A WFDB record through wfdb itself: uv int (lead, time) -> name.hea, name.dat."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digital = np.rint(uv.T * gain / 1000).astype(np.int64) + baseline
+    wfdb.wrsamp(name, fs=fs, units=[units] * len(names), sig_name=list(names), d_signal=digital, fmt=[fmt] * len(names),
+                adc_gain=[gain] * len(names), baseline=[baseline] * len(names), comments=list(comments),
+                write_dir=str(folder))
+    return folder / f"{name}.hea"
+
+
+def write_mat(folder, name, uv, names, fs=500, record_line=None, comments=(), gain=1000):
+    """A CinC record by hand: MATLAB v4 matrix `val` (lead, time) int16 behind 24 bytes, and its header."""
+    folder.mkdir(parents=True, exist_ok=True)
+    matrix = np.asarray(np.rint(uv * gain / 1000), "<i2")
+    head = struct.pack("<5i", 30, *matrix.shape, 0, 4) + b"val\0"
+    (folder / f"{name}.mat").write_bytes(head + matrix.tobytes(order="F"))
+    lines = [record_line or f"{name} {len(names)} {fs} {uv.shape[1]} 05:05:15 1/05/2000 "]
+    lines += [f"{name}.mat 16+24 {gain}/mV 16 0 {77 - n} 0 0 {lead} " for n, lead in enumerate(names)]
+    (folder / f"{name}.hea").write_text("\n".join([*lines, *(f"#{c}" for c in comments)]) + "\n")
+    return folder / f"{name}.hea"
+
+
+def only(dataset, folder):
+    (entry,) = records.catalog(dataset, folder)
+    return records.read(dataset, entry)
+
+
+# ---- one twin per data set
+
+@pytest.mark.parametrize("fmt, limit", [("16", 900), ("212", 900), ("80", 600), ("24", 900), ("32", 900)])
+def test_samples_of_every_wfdb_format_come_back_in_microvolts(tmp_path, fmt, limit):
+    uv = wave(2, 501, limit)
+    write_dat(tmp_path, "r1", uv, ("MLII", "V1"), fmt=fmt)
+    record = only("wfdb", tmp_path)
+    assert record.leads == ("MLII", "V1") and record.fs == 360 and record.missing is None
+    assert record.uv.dtype == np.int32 and np.array_equal(record.uv, uv)
+
+
+@pytest.mark.parametrize("units, per_uv", [("mV", 1e-3), ("uV", 1), ("V", 1e-6)])
+def test_units_of_voltage_are_all_understood(tmp_path, units, per_uv):
+    uv = wave(1, 300)
+    write_dat(tmp_path, "r1", np.rint(uv), ("II",), gain=200.0, units="mV")
+    text = (tmp_path / "r1.hea").read_text().replace("200.0(0)/mV", f"{0.2 / per_uv:g}(0)/{units}")
+    (tmp_path / "r1.hea").write_text(text)
+    assert np.array_equal(only("wfdb", tmp_path).uv, uv)
+
+
+def test_mitdb_has_beats_patients_and_its_lead_by_name(tmp_path):
+    uv = wave(2, 720)
+    for name in ("114", "201", "202"):
+        write_dat(tmp_path, name, uv, ("V5", "MLII"), fmt="212", baseline=1024, comments=["72 F 750 1629 x1", "none"])
+        wfdb.wrann(name, "atr", np.array([18, 77, 370]), symbol=["+", "N", "V"], aux_note=["(N", "", ""], fs=360,
+                   write_dir=str(tmp_path))
+    entries = records.catalog("mitdb", tmp_path)
+    assert [(e.name, e.patient, e.age, e.sex) for e in entries] == [
+        ("114", "114", 72, "F"), ("201", "201", 72, "F"), ("202", "201", 72, "F")]
+    record = records.read("mitdb", entries[0])
+    atr = record.annotations["atr"]
+    assert atr.sample.tolist() == [18, 77, 370] and atr.symbol == ("+", "N", "V") and atr.aux == ("(N", "", "")
+    assert np.array_equal(record.pick(("MLII",)), uv[1:]) and np.array_equal(record.pick(("-V5",)), -uv[:1])
+
+
+def test_cinc2017_drops_duplicates_and_serves_lead_i_whatever_the_header_sums_say(tmp_path):
+    uv = wave(1, 900)
+    for name in ("A00227", "A01176", "A00004"):
+        write_mat(tmp_path, name, uv, ("ECG",), fs=300)
+    (tmp_path / "REFERENCE.csv").write_text("A00227,N\nA01176,N\nA00004,~\n")
+    entries = records.catalog("cinc2017", tmp_path)
+    assert [(e.name, e.labels, e.fold) for e in entries] == [
+        (n, (c,), records.sha1_fold(n)) for n, c in (("A00227", "N"), ("A00004", "~"))]
+    record = records.read("cinc2017", entries[0])
+    assert record.leads == ("I",) and record.fs == 300 and np.array_equal(record.uv, uv)
+
+
+@pytest.mark.parametrize("line", [
+    "E00001 12 500 600 05:05:15 12/05/2020", "E00001.mat 12 500 600 05-May-2020 14:50:55",
+    "E00001 12 500 600 12/05/2020 14:50:55", "E00001.mat 12 500 600"])
+def test_cinc_headers_are_read_in_every_order_of_date_and_time_and_left_alone(tmp_path, line):
+    uv = wave(12, 600)
+    write_mat(tmp_path / "georgia" / "g1", "E00001", uv, TWELVE, record_line=line,
+              comments=("Age: 74", "Sex: Male", "Dx: 426783006,59118001", "Rx: Unknown"))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    record = only("cinc2021", tmp_path)
+    assert (record.labels, record.age, record.sex) == (("426783006", "59118001"), 74, "M")
+    assert record.leads == TWELVE and np.array_equal(record.uv, uv)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("age, sex, expected", [("NaN", "Female", (None, "F")), ("-1", "Unknown", (None, None)),
+                                                ("61", "male", (61, "M"))])
+def test_age_and_sex_that_nobody_knows_are_none(tmp_path, age, sex, expected):
+    write_mat(tmp_path, "JS1", wave(12, 500), TWELVE, comments=(f"Age: {age}", f"Sex: {sex}", "Dx: 426783006"))
+    (entry,) = records.catalog("cinc2020", tmp_path)
+    assert (entry.age, entry.sex) == expected
+
+
+PTBXL_ROW = "{id},{patient},{age},{sex},\"{{'NORM': 100.0, 'SR': 0.0}}\",{fold},{lr},{hr}\n"
+
+
+@pytest.mark.parametrize("dataset, fs, suffix", [("ptbxl", 500, "hr"), ("ptbxl100", 100, "lr")])
+def test_ptbxl_comes_at_both_rates_with_codes_fold_and_capped_age(tmp_path, dataset, fs, suffix):
+    uv, stem = wave(12, 10 * fs), f"records{fs}/00000/00001_{suffix}"
+    write_dat((tmp_path / stem).parent, f"00001_{suffix}", uv, [n.upper() for n in TWELVE], fs=fs, gain=1000.0)
+    names = {"lr": "x", "hr": "x", suffix: stem}
+    (tmp_path / "ptbxl_database.csv").write_text(
+        "ecg_id,patient_id,age,sex,scp_codes,strat_fold,filename_lr,filename_hr\n"
+        + PTBXL_ROW.format(id=1, patient="15709.0", age="300.0", sex=1, fold=3, **names))
+    record = only(dataset, tmp_path)
+    (entry,) = records.catalog(dataset, tmp_path)
+    assert (entry.patient, entry.age, entry.sex, entry.fold, entry.labels) == ("15709", 90, "F", 3, ("NORM", "SR"))
+    assert record.fs == fs and record.leads == TWELVE and np.array_equal(record.uv, uv)
+
+
+def test_ludb_has_a_delineation_per_lead_and_its_diagnoses(tmp_path):
+    write_dat(tmp_path / "data", "1", wave(12, 500), [n.lower() for n in TWELVE], fs=500, gain=1000.0, comments=[
+        "<age>: 51", "<sex>: F", "<diagnoses>:", "Rhythm: Sinus bradycardia.", "Left ventricular hypertrophy. "])
+    for n, lead in enumerate(TWELVE):
+        wfdb.wrann("1", "new", np.array([10, 20 + n, 40]), symbol=["(", "N", ")"], fs=500,
+                   write_dir=str(tmp_path / "data"))
+        (tmp_path / "data" / "1.new").rename(tmp_path / "data" / f"1.{lead.lower()}")
+    record = only("ludb", tmp_path)
+    assert record.labels == ("Rhythm: Sinus bradycardia", "Left ventricular hypertrophy")
+    assert (record.age, record.sex) == (51, "F")
+    assert {lead: int(a.sample[1]) for lead, a in record.annotations.items()} == {
+        lead: 20 + n for n, lead in enumerate(TWELVE)}
+
+
+def test_nstdb_without_a_gain_uses_the_default_of_the_format(tmp_path):
+    uv = wave(2, 300)
+    path = write_dat(tmp_path, "bw", uv, ("noise1", "noise2"), fmt="212")
+    path.write_text(path.read_text().replace("200.0(0)/mV", "0"))
+    record = only("nstdb", tmp_path)
+    assert record.leads == ("noise1", "noise2") and np.array_equal(record.uv, uv)
+
+
+def write_code15(folder, tracings, exams, parts=("exams_part0.hdf5",)):
+    """exams.csv for `exams` in the named parts, of which only the first is there."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / parts[0], "w") as f:
+        f["tracings"], f["exam_id"] = tracings.astype(np.float32), np.array([*exams, 0])[:len(tracings)]
+    lines = ["exam_id,age,is_male,nn_predicted_age,1dAVb,RBBB,LBBB,SB,ST,AF,patient_id,normal_ecg,trace_file"]
+    lines += [f"{exam},38,{exam % 2 == 0},40,False,True,False,False,False,True,7{exam},False,{part}"
+              for part in parts for exam in exams]
+    (folder / "exams.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_code15_is_cut_out_of_its_padding_and_its_holes_are_marked(tmp_path, capsys):
+    tracings = np.zeros((3, 4096, 12))
+    tracings[0, 648:3448] = 1.25
+    tracings[1, 48:4048] = -0.5
+    tracings[1, 100:110, 3] = np.nan
+    write_code15(tmp_path, tracings, (11, 12), ("exams_part0.hdf5", "exams_part1.hdf5"))
+    entries = records.catalog("code15", tmp_path)
+    assert [(e.name, e.patient, e.labels, e.age, e.sex) for e in entries] == [
+        ("11", "711", ("RBBB", "AF"), 38, "F"), ("12", "712", ("RBBB", "AF"), 38, "M")]
+    assert "1 of the 2 parts" in capsys.readouterr().err
+    short, long = (records.read("code15", e) for e in entries)
+    assert short.fs == 400 and short.uv.shape == (12, 2800) and (short.uv == 1250).all() and short.missing is None
+    assert long.uv.shape == (12, 4000) and (long.uv == -500).all()
+    assert long.missing.sum() == 10 and long.missing[3, 52:62].all()
+
+
+def test_ptb_at_1000_hz_gives_twelve_leads_out_of_fifteen_channels(tmp_path):
+    names = [n.lower() for n in TWELVE] + ["vx", "vy", "vz"]
+    write_dat(tmp_path / "patient001", "s0010_re", wave(15, 2000), names, fs=1000, gain=2000.0, comments=["age: 81"])
+    record = only("wfdb", tmp_path)
+    assert record.fs == 1000 and record.age == 81 and record.pick(TWELVE).shape == (12, 2000)
+
+
+def test_a_record_of_several_segments_is_one_record_with_its_gap_marked(tmp_path):
+    uv = wave(1, 400)
+    write_dat(tmp_path, "s1", uv[:, :200], ("II",))
+    write_dat(tmp_path, "s2", uv[:, 200:], ("II",))
+    (tmp_path / "whole.hea").write_text("whole/4 1 360 500\nlayout 0\ns1 200\n~ 100\ns2 200\n")
+    (tmp_path / "layout.hea").write_text("layout 1 360 0\n~ 0 200/mV 16 0 0 0 0 II\n")
+    record = only("wfdb", tmp_path)
+    assert record.name == "whole" and record.leads == ("II",)
+    assert record.uv.shape == (1, 500) and record.missing.sum() == 100
+    assert np.array_equal(record.uv[0, ~record.missing[0]], uv[0])
+    assert (record.uv[0, 200:300] == uv[0, 199]).all()
+
+
+@pytest.mark.parametrize("fmt, invalid", [("16", -32768), ("212", -2048), ("80", -128)])
+def test_invalid_samples_are_marked_and_hold_the_last_valid_value(tmp_path, fmt, invalid):
+    digital = np.tile(np.arange(50), 2)
+    digital[[0, 30, 31]] = invalid
+    wfdb.wrsamp("r", fs=250, units=["mV"], sig_name=["I"], d_signal=digital[:, None], fmt=[fmt], adc_gain=[200.0],
+                baseline=[0], write_dir=str(tmp_path))
+    record = only("wfdb", tmp_path)
+    assert np.flatnonzero(record.missing[0]).tolist() == [0, 30, 31]
+    assert record.uv[0, [0, 30, 31]].tolist() == [5, 29 * 5, 29 * 5]
+
+
+def test_a_channel_that_is_no_voltage_is_left_out(tmp_path):
+    path = write_dat(tmp_path, "r", wave(2, 300), ("II", "RESP"))
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].replace("/mV", "/pm")
+    path.write_text("\n".join(lines) + "\n")
+    assert only("wfdb", tmp_path).leads == ("II",)
+
+
+# ---- leads
+
+def twelve(n=400):
+    i, ii = wave(2, n).astype(np.int32)
+    return i, ii
+
+
+def test_limb_leads_follow_from_i_and_ii_within_half_a_microvolt():
+    i, ii = twelve()
+    iii, avr, avl, avf = (leads.derive(lead, i, ii).astype(float) for lead in ("III", "aVR", "aVL", "aVF"))
+    assert np.array_equal(i + iii, ii)
+    assert np.abs(avr + (i + ii) / 2).max() <= 0.5 and np.abs(avl - (i - ii / 2)).max() <= 0.5
+    assert np.abs(avr + avl + avf).max() <= 1.5 and leads.derive("V1", i, ii) is None
+
+
+def record_of(names, uv, missing=None):
+    return records.Record("r", 250.0, names, uv, missing, None, None, ())
+
+
+def test_a_lead_the_record_has_is_taken_and_one_it_lacks_is_derived():
+    i, ii = twelve()
+    uv = np.stack([i, ii, np.full_like(i, 7)])
+    record = record_of(("I", "II", "aVR"), uv)
+    picked = record.pick(("avr", "-III", "I"))
+    assert (picked[0] == 7).all() and np.array_equal(picked[1], i - ii) and np.array_equal(picked[2], i)
+
+
+@pytest.mark.parametrize("names, wanted", [(("MLII", "V1"), "II"), (("I", "V1"), "aVL"), (("I", "II"), "V1")])
+def test_a_lead_that_does_not_follow_is_refused_with_what_there_is(names, wanted):
+    with pytest.raises(RecordError, match=f"no lead {wanted}") as error:
+        record_of(names, np.zeros((2, 10), np.int32)).pick((wanted,))
+    assert names[1] in error.value.expected and "--leads" in error.value.fix
+
+
+def test_a_lead_without_one_valid_sample_is_refused():
+    missing = np.array([[False] * 5, [True] * 5])
+    record = record_of(("I", "V1"), np.zeros((2, 5), np.int32), missing)
+    assert record.pick(("I",)).shape == (1, 5)
+    with pytest.raises(RecordError, match="V1 holds no valid sample"):
+        record.pick(("V1",))
+
+
+@pytest.mark.parametrize("text, names, sources", [
+    ("I,II", ("I", "II"), ("I", "II")), ("ch1=I, ch2=-II", ("I", "II"), ("ch1", "-ch2")),
+    ("-mlii", ("MLII",), ("-MLII",)), (("ECG=I",), ("I",), ("ECG",))])
+def test_a_lead_map_names_channel_and_sign(text, names, sources):
+    assert leads.parse_map(text) == (names, sources)
+
+
+@pytest.mark.parametrize("text", ["", "I,I", "X1", "=I", "ch1=", "I=ch1", "--I"])
+def test_a_lead_map_that_no_model_can_list_is_refused(text):
+    with pytest.raises(UserError):
+        leads.parse_map(text)
+
+
+# ---- bad input
+
+@pytest.mark.parametrize("dataset", records.DATASETS)
+def test_an_empty_folder_says_what_belongs_there_and_how_to_get_it(tmp_path, dataset):
+    with pytest.raises(RecordError, match=str(tmp_path)) as error:
+        records.catalog(dataset, tmp_path)
+    assert error.value.expected and "https://" in error.value.fix
+    with pytest.raises(RecordError, match="is no folder"):
+        records.catalog(dataset, tmp_path / "absent")
+
+
+def test_the_folder_above_the_data_set_is_answered_with_the_folder_to_pass(tmp_path):
+    write_dat(tmp_path / "mitdb", "100", wave(), ("MLII",))
+    with pytest.raises(RecordError) as error:
+        records.catalog("mitdb", tmp_path)
+    assert error.value.fix == f"pass {tmp_path / 'mitdb'}"
+
+
+@pytest.mark.parametrize("fmt", ["16", "212"])
+@pytest.mark.parametrize("keep", [0, 0.5, 0.999])
+def test_a_truncated_dat_names_file_and_remedy(tmp_path, fmt, keep):
+    write_dat(tmp_path, "r1", wave(2), ("I", "II"), fmt=fmt)
+    path = tmp_path / "r1.dat"
+    path.write_bytes(path.read_bytes()[:int(keep * path.stat().st_size)])
+    with pytest.raises(RecordError, match=r"r1\.dat: truncated") as error:
+        only("wfdb", tmp_path)
+    assert "1000" not in error.value.what and "bytes" in error.value.expected and "--skip-broken" in error.value.fix
+
+
+def lie(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("old, new, complaint", [
+    ("r1 2 ", "r1 3 ", "number of signals is 3, but 2 signal lines"),
+    ("r1 2 ", "r1 1 ", "number of signals is 1, but 2 signal lines"),
+    (" 1000\n", " 999\n", "more than r1.hea accounts for"),
+    (" 1000\n", " 1001\n", "truncated"),
+    (" 360 ", " -360 ", "sampling frequency is '-360'"),
+    (" 360 ", " 0 ", "sampling frequency is '0'"),
+    (" 1000\n", " many\n", "number of samples is 'many'"),
+    ("r1.dat 16 ", "r1.dat 17 ", "signal line 1: format is '17'"),
+    ("200.0(0)/mV", "mV", "signal line 1: gain is 'mV'"),
+    ("200.0(0)/mV", "2e-9(0)/mV", "gain of I makes a sample of"),
+    ("r1.dat", "r2.dat", "signal file r2.dat is missing")])
+def test_a_header_that_lies_is_caught_and_the_field_named(tmp_path, old, new, complaint):
+    path = write_dat(tmp_path, "r1", wave(2), ("I", "II"))
+    lie(path, old, new)
+    with pytest.raises(RecordError) as error:
+        only("wfdb", tmp_path)
+    assert complaint in error.value.what and str(tmp_path) in error.value.what and error.value.fix
+
+
+def test_a_header_that_claims_fewer_leads_than_its_file_interleaves_is_caught(tmp_path):
+    path = write_dat(tmp_path, "r1", wave(2), ("I", "II"))
+    lines = path.read_text().replace("r1 2 ", "r1 1 ").splitlines()
+    path.write_text("\n".join(lines[:2]) + "\n")
+    with pytest.raises(RecordError, match="accounts for"):
+        only("wfdb", tmp_path)
+
+
+def test_a_header_that_disagrees_with_the_shape_of_its_matrix_is_caught(tmp_path):
+    path = write_mat(tmp_path, "A1", wave(2, 600), ("I", "II"), comments=("Dx: 426783006",))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["A1 1 500 1200", lines[1], "#Dx: 426783006"]) + "\n")
+    with pytest.raises(RecordError, match="matrix of 2 x 600"):
+        only("cinc2021", tmp_path)
+
+
+def test_an_unknown_class_names_file_and_line(tmp_path):
+    (tmp_path / "REFERENCE.csv").write_text("A00001,N\nA00002,AF\n")
+    with pytest.raises(RecordError, match=r"REFERENCE\.csv, line 2: unknown class 'AF'") as error:
+        records.catalog("cinc2017", tmp_path)
+    assert error.value.expected == "N, A, O, ~"
+
+
+@pytest.mark.parametrize("comments, complaint", [((), "no line #Dx"), (("Dx: AF",), "Dx holds 'AF'")])
+def test_a_cinc_header_without_codes_is_an_error(tmp_path, comments, complaint):
+    write_mat(tmp_path, "A1", wave(1, 500), ("I",), comments=comments)
+    with pytest.raises(RecordError, match=complaint):
+        records.catalog("cinc2021", tmp_path)
+
+
+@pytest.mark.parametrize("dataset, table, text", [
+    ("ptbxl", "ptbxl_database.csv", "ecg_id,age\n1,50\n"), ("code15", "exams.csv", "exam_id\n1\n")])
+def test_an_index_file_without_a_column_names_it(tmp_path, dataset, table, text):
+    (tmp_path / table).write_text(text)
+    with pytest.raises(RecordError, match="no column"):
+        records.catalog(dataset, tmp_path)
+
+
+def test_broken_headers_are_skipped_and_counted_on_request_only(tmp_path):
+    write_dat(tmp_path, "100", wave(), ("MLII",))
+    (tmp_path / "101.hea").write_text("101 1\n")
+    with pytest.raises(RecordError, match=r"101\.hea"):
+        records.catalog("mitdb", tmp_path)
+    skipped = []
+    assert [e.name for e in records.catalog("mitdb", tmp_path, skipped)] == ["100"]
+    assert [s["name"] for s in skipped] == ["101"] and "0 signal lines" in skipped[0]["why"]
+
+
+def test_a_missing_or_broken_annotation_file_is_named(tmp_path):
+    write_dat(tmp_path, "100", wave(), ("MLII",))
+    with pytest.raises(RecordError, match=r"100\.atr is missing"):
+        only("mitdb", tmp_path)
+    wfdb.wrann("100", "atr", np.array([5000]), symbol=["N"], fs=360, write_dir=str(tmp_path))
+    with pytest.raises(RecordError, match="a mark at sample 5000"):
+        only("mitdb", tmp_path)
+    (tmp_path / "100.atr").write_bytes(b"\x01")
+    with pytest.raises(RecordError, match=r"100\.atr"):
+        only("mitdb", tmp_path)
+
+
+@pytest.mark.parametrize("spoil, complaint", [
+    (lambda path: path.write_bytes(path.read_bytes()[:700]), "could not be read"),
+    (lambda path: path.unlink(), "is missing|holds no record")])
+def test_a_broken_part_of_code15_is_named(tmp_path, spoil, complaint):
+    write_code15(tmp_path, np.ones((1, 4096, 12)), (21,))
+    (entry,) = records.catalog("code15", tmp_path)
+    spoil(entry.path)
+    with pytest.raises(RecordError, match=complaint):
+        records.read("code15", entry)
+
+
+def test_an_exam_of_zeros_or_in_no_part_is_refused(tmp_path):
+    write_code15(tmp_path, np.zeros((1, 4096, 12)), (31,))
+    (entry,) = records.catalog("code15", tmp_path)
+    with pytest.raises(RecordError, match="zeros only"):
+        records.read("code15", entry)
+    with pytest.raises(RecordError, match="exam 99 is not in this part"):
+        records.read("code15", Entry("99", entry.path))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=200))
+def test_any_text_is_a_header_or_a_record_error(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzz.hea"
+    path.write_text(text, encoding="utf-8")
+    try:
+        header = headers.read_header(path)
+    except RecordError as error:
+        assert "fuzz.hea" in error.what
+    else:
+        assert header.fs > 0
+
+
+FIELD = st.sampled_from(["r1", "r1/2", "1", "2", "360", "360/360(0)", "1000", "r1.dat", "16", "212", "16x2:3+24",
+                         "200(5)/mV", "0", "-1", "", "x", "9" * 30, "1e400", "#", "\n",
+                         "r1.dat 16 200/mV 11 0 0 0 0 II\n"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(FIELD, max_size=20))
+def test_a_scrambled_header_never_breaks_the_reader(tmp_path_factory, words):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "r1.dat").write_bytes(bytes(2000))
+    (folder / "r1.hea").write_text(" ".join(words))
+    try:
+        header = headers.read_header(folder / "r1.hea")
+        samples.read_wfdb(header)
+    except RecordError as error:
+        assert str(folder) in error.what
+
+
+# ---- the real sets
+
+DATA = Path(os.environ.get("LEADEDGE_DATA", "/nonexistent"))
+
+
+def real(dataset):
+    if not (DATA / dataset).is_dir():
+        pytest.skip(f"LEADEDGE_DATA holds no folder {dataset}")
+    return DATA / dataset
+
+
+@pytest.mark.parametrize("dataset, folder", [("mitdb", "mitdb"), ("cinc2017", "cinc2017"), ("cinc2021", "cinc2021"),
+                                             ("ptbxl", "ptbxl"), ("ptbxl100", "ptbxl"), ("ludb", "ludb"),
+                                             ("nstdb", "nstdb")])
+def test_real_records_equal_what_wfdb_reads(dataset, folder):
+    entries = records.catalog(dataset, real(folder))
+    assert len({e.name for e in entries}) == len(entries)
+    for entry in entries[::max(1, len(entries) // 6)]:
+        record = records.read(dataset, entry)
+        assert record.uv.shape[0] == len(record.leads) and record.annotations.keys() == (
+            {"atr"} if dataset == "mitdb" else set(TWELVE) if dataset == "ludb" else set())
+        if headers.read_header(entry.path).plain:
+            expected = wfdb.rdrecord(str(entry.path.with_suffix(""))).p_signal.T * 1000
+            assert np.abs(record.uv - expected).max() <= 0.5 + 1e-6
+
+
+def test_real_georgia_headers_are_read():
+    entries = [e for e in records.catalog("cinc2021", real("cinc2021")) if e.name.startswith("E")]
+    assert any(not headers.read_header(e.path).plain for e in entries)
+    assert all(records.read("cinc2021", e).leads == TWELVE for e in entries)
+
+
+def test_real_cinc2017_labels_and_folds():
+    entries = records.catalog("cinc2017", real("cinc2017"))
+    assert not {e.name for e in entries} & set(records.CINC2017_DUPLICATES)
+    assert set(Counter(e.labels[0] for e in entries)) == set(records.CINC2017_CLASSES)
+    assert set(Counter(e.fold for e in entries)) == set(range(5))
+
+
+def test_real_114_has_mlii_in_its_second_channel():
+    folder = real("mitdb")
+    record = records.read("mitdb", Entry("114", folder / "114.hea"))
+    assert record.leads == ("V5", "MLII") and np.array_equal(record.pick(("MLII",))[0], record.uv[1])
