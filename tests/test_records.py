@@ -320,6 +320,7 @@ def lie(path, old, new):
 @pytest.mark.parametrize("old, new, complaint", [
     ("r1 2 ", "r1 3 ", "number of signals is 3, but 2 signal lines"),
     ("r1 2 ", "r1 1 ", "number of signals is 1, but 2 signal lines"),
+    ("r1 2 360 1000\n", "r1 0\n#", "number of signals is 0, but 1 signal lines"),
     (" 1000\n", " 999\n", "more than r1.hea accounts for"),
     (" 1000\n", " 1001\n", "truncated"),
     (" 360 ", " -360 ", "sampling frequency is '-360'"),
@@ -335,6 +336,12 @@ def test_a_header_that_lies_is_caught_and_the_field_named(tmp_path, old, new, co
     with pytest.raises(RecordError) as error:
         only("wfdb", tmp_path)
     assert complaint in error.value.what and str(tmp_path) in error.value.what and error.value.fix
+
+
+def test_a_header_without_signals_is_no_record(tmp_path):
+    (tmp_path / "r1.hea").write_text("r1 0 360 1000\n")
+    with pytest.raises(RecordError, match="number of signals is 0"):
+        only("wfdb", tmp_path)
 
 
 def test_a_header_that_claims_fewer_leads_than_its_file_interleaves_is_caught(tmp_path):

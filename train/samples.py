@@ -29,6 +29,8 @@ def read_wfdb(header: Header) -> tuple[tuple[str, ...], np.ndarray, np.ndarray |
     """(leads, uv, missing) of a WFDB record; channels that are no voltage are left out. RecordError names the file."""
     need("wfdb", "train")
     import wfdb
+    if not header.signals and not header.segments:
+        raise RecordError(f"{header.path}: number of signals is 0", "at least one lead", AGAIN)
     headers.check_files(header)
     with _readable(header) as stem, _blamed(header.path):
         if header.segments:
