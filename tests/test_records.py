@@ -2,7 +2,6 @@
 """Reading records: a synthetic twin of every data set, bad files, and the real sets where LEADEDGE_DATA has them."""
 
 import os
-import struct
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twins import write_dat, write_mat
 
 from train import headers, leads, records, samples
 from train.records import Entry
@@ -24,28 +24,6 @@ RNG = np.random.default_rng(7)
 def wave(n_leads=1, n=1000, limit=900):
     """Microvolts in whole steps of 5, so that every gain used here carries them exactly."""
     return 5 * RNG.integers(-limit // 5, limit // 5, (n_leads, n))
-
-
-def write_dat(folder, name, uv, names, fs=360, fmt="16", gain=200.0, baseline=0, comments=(), units="mV"):
-    """A WFDB record through wfdb itself: uv int (lead, time) -> name.hea, name.dat."""
-    folder.mkdir(parents=True, exist_ok=True)
-    digital = np.rint(uv.T * gain / 1000).astype(np.int64) + baseline
-    wfdb.wrsamp(name, fs=fs, units=[units] * len(names), sig_name=list(names), d_signal=digital, fmt=[fmt] * len(names),
-                adc_gain=[gain] * len(names), baseline=[baseline] * len(names), comments=list(comments),
-                write_dir=str(folder))
-    return folder / f"{name}.hea"
-
-
-def write_mat(folder, name, uv, names, fs=500, record_line=None, comments=(), gain=1000):
-    """A CinC record by hand: MATLAB v4 matrix `val` (lead, time) int16 behind 24 bytes, and its header."""
-    folder.mkdir(parents=True, exist_ok=True)
-    matrix = np.asarray(np.rint(uv * gain / 1000), "<i2")
-    head = struct.pack("<5i", 30, *matrix.shape, 0, 4) + b"val\0"
-    (folder / f"{name}.mat").write_bytes(head + matrix.tobytes(order="F"))
-    lines = [record_line or f"{name} {len(names)} {fs} {uv.shape[1]} 05:05:15 1/05/2000 "]
-    lines += [f"{name}.mat 16+24 {gain}/mV 16 0 {77 - n} 0 0 {lead} " for n, lead in enumerate(names)]
-    (folder / f"{name}.hea").write_text("\n".join([*lines, *(f"#{c}" for c in comments)]) + "\n")
-    return folder / f"{name}.hea"
 
 
 def only(dataset, folder):

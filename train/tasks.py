@@ -133,11 +133,11 @@ SYNTHETIC = Task(
 
 # Scored classes of the challenge of 2021; codes joined by its weights table count as one class.
 _CINC2021 = {"AF": "164889003", "AFL": "164890007", "BBB": "6374002", "Brady": "426627000",
-             "LBBB": "733534002 164909002", "RBBB": "713427006 59118001", "IAVB": "270492004", "IRBBB": "713426002", "LAD": "39732003",
-             "LAnFB": "445118002", "LPR": "164947007", "LQRSV": "251146004", "LQT": "111975006", "NSIVCB": "698252002",
-             "NSR": "426783006", "PAC": "284470004 63593006", "PR": "10370003", "PRWP": "365413008",
-             "PVC": "427172004 17338001", "QAb": "164917005", "RAD": "47665007", "SA": "427393009", "SB": "426177001",
-             "STach": "427084000", "TAb": "164934002", "TInv": "59931005"}
+             "LBBB": "733534002 164909002", "RBBB": "713427006 59118001", "IAVB": "270492004", "IRBBB": "713426002",
+             "LAD": "39732003", "LAnFB": "445118002", "LPR": "164947007", "LQRSV": "251146004", "LQT": "111975006",
+             "NSIVCB": "698252002", "NSR": "426783006", "PAC": "284470004 63593006", "PR": "10370003",
+             "PRWP": "365413008", "PVC": "427172004 17338001", "QAb": "164917005", "RAD": "47665007", "SA": "427393009",
+             "SB": "426177001", "STach": "427084000", "TAb": "164934002", "TInv": "59931005"}
 # 2020 scored neither BBB nor PRWP, and LBBB under one code only.
 _CINC2020 = {name: codes for name, codes in _CINC2021.items() if name not in ("BBB", "PRWP")} | {"LBBB": "164909002"}
 
@@ -165,7 +165,8 @@ def _ptbxl_split(entry: Entry, fold: int) -> str:
 
 PTBXL = Task("ptbxl", "ptbxl", tuple(Label(name, f"SCP:{name}") for name in _PTBXL), TWELVE, "hop", "patient",
              "strat_fold 1-8 train, 9 development test, 10 apart", "PTB-XL 1.0.3, CC BY 4.0",
-             _codes(codes.split() for codes in _PTBXL.values()), _ptbxl_split, multi_label=True, other_codes=r"[A-Z0-9_/()?]+")
+             _codes(codes.split() for codes in _PTBXL.values()), _ptbxl_split, multi_label=True,
+             other_codes=r"[A-Z0-9_/()?]+")
 
 _CODE15 = {"1dAVb": "270492004", "RBBB": "59118001", "LBBB": "164909002", "SB": "426177001", "ST": "427084000",
            "AF": "164889003"}
