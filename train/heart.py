@@ -89,7 +89,7 @@ def _normal(rng, axis, size, duration):
         (0.0, rng.uniform(0.09, 0.12), rng.uniform(0.09, 0.12), size * direction(axis, posterior)),
         (0.14, 0.10, 0.10, size * rng.uniform(0.0, 0.35) * direction(axis + rng.normal(0, 30), 60)),
         (0.27, 0.085, 0.095, size * rng.beta(1.5, 3) * direction(axis + 180 + rng.normal(0, 35), 40))]
-    low, high = ((0.12, 0.40), (0.0, 0.08), (-0.3, -0.08))[rng.choice(3, p=(0.78, 0.12, 0.10))]   # T up, flat, down
+    low, high = ((0.12, 0.45), (0.0, 0.08), (-0.3, -0.08))[rng.choice(3, p=(0.78, 0.12, 0.10))]   # T up, flat, down
     t_dipole = size * rng.uniform(low, high) * direction(0.5 * axis + 22 + rng.normal(0, 20), rng.uniform(-50, 10))
     return _shape(duration, parts, t_dipole, 0.1 * rng.uniform(-1, 1) * t_dipole)
 
@@ -117,7 +117,7 @@ def _right_bundle(rng, axis, size, duration):
     """Right bundle branch block: a normal start, then a slow force to the right and front (S in I and V6, R' in V1)."""
     parts = [(-0.29, 0.05, 0.05, size * rng.uniform(0.0, 0.2) * direction(axis + 180, -45)),
              (-0.13, 0.08, 0.08, size * direction(axis, rng.uniform(0, 30))),
-             (0.23, 0.12, 0.105, size * rng.uniform(0.35, 0.65) * direction(180 + rng.normal(0, 25), -45))]
+             (0.23, 0.12, 0.105, size * rng.uniform(0.4, 0.7) * direction(180 + rng.normal(0, 25), -45))]
     t_dipole = size * rng.uniform(0.1, 0.3) * direction(40 + rng.normal(0, 20), 25)
     return _shape(duration, parts, t_dipole, 0.05 * t_dipole)
 
@@ -132,9 +132,9 @@ def _with_injury(rng, shape):
 
 
 def _p_waves(rng):
-    """Dipoles of the right and left atrium for the three P shapes: (3, 2, 3), lead amplitudes about 0.03-0.2 mV."""
-    size = loguniform(rng, 25, 160) * 0.6
-    axis = rng.normal(50, 20)
+    """Dipoles of the right and left atrium for the three P shapes: (3, 2, 3), lead amplitudes about 0.02-0.2 mV."""
+    size = loguniform(rng, 25, 130)
+    axis = rng.normal(45, 20)
     sinus = size * np.stack([direction(axis + 10, -35), rng.uniform(0.6, 1.0) * direction(axis - 15, 25)])
     other = rng.normal(50, 90)
     atrial = size * rng.uniform(0.7, 1.3) * np.stack([direction(other, -35), direction(other - 15, 25)])
@@ -142,9 +142,9 @@ def _p_waves(rng):
 
 
 def _axis(rng):
-    """Electrical axis in degrees: normal -30..+90, with one in ten deviating to the left or right (-60..+110)."""
-    usual, deviated = np.clip(rng.normal(45, 25), -30, 90), rng.choice([-45, 100]) + rng.normal(0, 6)
-    return float(usual if rng.random() < 0.9 else deviated)
+    """Electrical axis in degrees: normal -30..+90, one in fourteen deviates to the left or right (-60..+110)."""
+    usual, deviated = np.clip(rng.normal(40, 25), -30, 90), rng.choice([-45, 100]) + rng.normal(0, 6)
+    return float(usual if rng.random() < 0.93 else deviated)
 
 
 def subject(rng, name, rhythm="sinus"):
@@ -154,7 +154,7 @@ def subject(rng, name, rhythm="sinus"):
     2009, AHA/ACCF/HRS), P 80-115 ms and PR 120-200 ms, QTc 370-450 ms with women 10 ms longer (Rautaharju et al. 2009).
     `rhythm` decides which conduction the usual beat has.
     """
-    axis, size = _axis(rng), loguniform(rng, 550, 2600)
+    axis, size = _axis(rng), loguniform(rng, 600, 2400)
     sex = "FM"[rng.integers(2)]
     qrs = rng.uniform(0.082, 0.108)
     normal = _normal(rng, axis, size, qrs)
@@ -175,7 +175,7 @@ def subject(rng, name, rhythm="sinus"):
         u_share=rng.uniform(0.05, 0.15) if rng.random() < 0.2 else 0.0, shapes=shapes,
         leads=LEAD_VECTORS * rng.uniform(0.85, 1.15, (len(BASE_LEADS), 1)) + rng.normal(0, 0.05, LEAD_VECTORS.shape),
         respiration=rng.uniform(0.2, 0.4), respiration_depth=loguniform(rng, 0.01, 0.15),
-        fibrillation=direction(rng.uniform(0, 360, 2), rng.uniform(-70, -10, 2)), variability=rng.random())
+        fibrillation=direction(rng.uniform(0, 360, 2), rng.uniform(-70, -10, 2)), variability=rng.beta(1.0, 1.6))
 
 
 def qt_interval(qtc, rr):
@@ -277,9 +277,9 @@ def _add_beats(rng, body, course, out, fs, view):
                       (swing[mine] * shape.dipole[part]) @ view.T)
         add_waves(out, fs, peak[mine], before[mine], after[mine], (t_swing[mine] * shape.t_dipole) @ view.T)
         if np.any(shape.st_dipole):
-            plateau = np.maximum(0.3 * (peak[mine] - r), 0.03)
-            add_waves(out, fs, r + OFF * shape.duration + 0.04, np.full(len(r), 0.022), plateau,
-                      (swing[mine] * shape.st_dipole) @ view.T)
+            rise = np.full(len(r), 0.15 * shape.duration)       # within QRS, full at the J point
+            plateau = np.maximum(0.35 * (peak[mine] - r), 0.03)
+            add_waves(out, fs, r + OFF * shape.duration, rise, plateau, (swing[mine] * shape.st_dipole) @ view.T)
         if body.u_share:
             width = np.full(len(r), 0.03)
             add_waves(out, fs, peak[mine] + T_TAIL * after[mine] + 0.05, width, width,

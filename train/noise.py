@@ -16,13 +16,14 @@ import numpy as np
 class Place:
     """Where a record is taken: ranges (low, high) that are drawn from uniformly in the logarithm, per record.
 
-    Sizes are root mean squares in uV for hum, wander and muscle, and peak sizes for motion.
+    Sizes are root mean squares in uV for hum, wander, muscle and contact, and peak sizes for motion.
     """
 
     mains_hz: tuple[float, ...]         # grids; one is chosen
     mains_uv: tuple[float, float]
     wander_uv: tuple[float, float]
     muscle_uv: tuple[float, float]
+    contact_uv: tuple[float, float]
     motion_uv: tuple[float, float]
     motions_per_min: float              # expected artefacts
     lead_offs_per_min: float            # expected interruptions
@@ -31,13 +32,14 @@ class Place:
     gain: tuple[float, float]           # of the whole signal, an uncalibrated amplifier
 
 
-NONE = Place((50.0,), (0, 0), (0, 0), (0, 0), (0, 0), 0.0, 0.0, 0.0, 0.0, (1, 1))
+NONE = Place((50.0,), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), 0.0, 0.0, 0.0, 0.0, (1, 1))
 PLACES = {
     "none": NONE,
     # Resting ECG with glued electrodes: the limits a trained technician accepts (AHA/ACC/HRS 2007, Kligfield et al.).
-    "clinic": Place((50.0, 60.0), (0.5, 15), (5, 80), (1, 10), (50, 300), 0.5, 0.0, 0.05, 0.01, (0.98, 1.02)),
+    "clinic": Place((50.0, 60.0), (0.5, 15), (5, 80), (1, 10), (0.5, 5), (50, 300), 0.5, 0.0, 0.05, 0.01, (0.98, 1.02)),
     # Two dry electrodes held in the hands (Clifford et al. 2017 describe such records as short, noisy, often inverted).
-    "wearable": Place((50.0, 60.0), (0.5, 40), (10, 250), (3, 45), (100, 1500), 3.0, 0.15, 0.3, 0.12, (0.6, 1.6))}
+    "wearable": Place((50.0, 60.0), (0.5, 30), (10, 200), (1, 25), (3, 40), (100, 1500), 3.0, 0.15, 0.35,
+                      0.20, (0.8, 3.0))}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Noise:
     lead_off: tuple[tuple[int, int, int], ...]
     swapped: bool
     gain: float
-    spread: dict[str, float]                        # what was drawn, uV: mains, wander, muscle; Hz: mains_hz
+    sizes: dict[str, float]                         # what was drawn, uV: mains, wander, muscle, contact; Hz: mains_hz
 
 
 def with_faults(place: Place, **changes) -> Place:
@@ -59,7 +61,8 @@ def with_faults(place: Place, **changes) -> Place:
 def draw(rng, place, electrodes, n, fs, respiration):
     """Noise of one record of `n` samples at `fs` Hz for so many electrodes; `respiration` in Hz moves the baseline."""
     sizes = {"mains_hz": float(rng.choice(place.mains_hz)), "mains": _size(rng, place.mains_uv),
-             "wander": _size(rng, place.wander_uv), "muscle": _size(rng, place.muscle_uv)}
+             "wander": _size(rng, place.wander_uv), "muscle": _size(rng, place.muscle_uv),
+             "contact": _size(rng, place.contact_uv)}
     uv = np.zeros((electrodes, n), np.float32)
     if sizes["mains"]:
         _add_mains(rng, uv, fs, sizes["mains"], sizes["mains_hz"])
@@ -67,6 +70,8 @@ def draw(rng, place, electrodes, n, fs, respiration):
         _add_wander(rng, uv, fs, sizes["wander"], respiration)
     if sizes["muscle"]:
         _add_muscle(rng, uv, fs, sizes["muscle"])
+    if sizes["contact"]:
+        _add_contact(rng, uv, fs, sizes["contact"])
     for _ in range(rng.poisson(place.motions_per_min * n / fs / 60)):
         _add_motion(rng, uv[rng.integers(electrodes)], fs, _size(rng, place.motion_uv))
     if rng.random() < place.settling:
@@ -123,6 +128,15 @@ def _add_muscle(rng, uv, fs, rms):
     uv += 0.8 * rms * sound * envelope
 
 
+def _add_contact(rng, uv, fs, rms):
+    """Unsteady skin contact: noise of about 1-12 Hz, the band of P, T and f-waves."""
+    rows, n = uv.shape
+    slow, fast = _slow(rng, n, fs, 0.2, rows), _slow(rng, n, fs, 0.06, rows)
+    share = rng.uniform(0.2, 0.8)
+    envelope = np.exp(np.clip(0.5 * _slow(rng, n, fs, 2.0, rows), -1.5, 1.5))
+    uv += rms * (share * slow + (1 - share) * fast) * envelope
+
+
 def _add_motion(rng, row, fs, peak):
     """One electrode moved: a step that decays, a smooth bump, or a burst of 1-8 Hz that looks like beats."""
     n = len(row)
@@ -141,9 +155,9 @@ def _add_motion(rng, row, fs, peak):
 
 
 def _settle(rng, row, first, fs):
-    """The amplifier recovers after an electrode was put on: an offset of 0.5-5 mV that decays with 0.2-0.8 s."""
+    """The amplifier recovers after an electrode was put on: an offset of 0.3-3 mV that decays with 0.2-0.8 s."""
     t = np.arange(len(row) - first) / fs
-    offset = rng.choice([-1.0, 1.0]) * np.exp(rng.uniform(np.log(500), np.log(5000)))
+    offset = rng.choice([-1.0, 1.0]) * np.exp(rng.uniform(np.log(300), np.log(3000)))
     row[first:] += offset * np.exp(-t / rng.uniform(0.2, 0.8))
 
 

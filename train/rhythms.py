@@ -34,20 +34,29 @@ class Course:
 
 
 def fitted(z, mean, sd, start, duration, shortest=SHORTEST):
-    """Intervals (n,) s whose sample mean and standard deviation inside the record are exactly `mean` and `sd`.
+    """Intervals (n,) s whose sample mean and standard deviation inside the record are `mean` and `sd`.
 
-    z (n,) is their pattern, of any scale; the first beat falls at `start`.
+    z (n,) is their pattern, of any scale; the first beat falls at `start`. Scaling moves beats over the ends of the
+    record and so changes the sample: where that does not settle the pattern is moved on by a beat, and the nearest of
+    all rounds is taken.
     """
-    intervals = np.full(len(z), mean)
-    for _ in range(3):
+    intervals, best, miss = np.full(len(z), mean), None, np.inf
+    for turn in range(24):
         end = start + np.cumsum(intervals)
         inside = (end - intervals >= 0) & (end <= duration)
         if inside.sum() < 2:
-            return intervals
+            break
+        error = abs(np.std(intervals[inside]) - sd)
+        if error < miss:
+            best, miss = intervals, error
+        if miss < 1e-3 * sd:
+            break
+        if turn % 4 == 3:
+            z = np.roll(z, 1)
         spread = np.std(z[inside])
         intervals = mean + sd * (z - np.mean(z[inside])) / (spread if spread > 0 else 1.0)
         intervals = np.maximum(intervals, shortest)
-    return intervals
+    return intervals if best is None else best
 
 
 def _length(mean, duration):
@@ -66,11 +75,11 @@ def sinus_intervals(rng, subject, mean, duration, start):
     """
     n = _length(mean, duration)
     t = np.arange(n) * mean
-    vagal, slow = rng.uniform(0.3, 1.2), rng.uniform(0.2, 1.0)
+    vagal, slow = rng.uniform(0.02, 1.0), rng.uniform(0.3, 1.2)
     z = (vagal * np.sin(2 * np.pi * subject.respiration * t)
-         + rng.uniform(0.2, 0.8) * np.sin(2 * np.pi * rng.uniform(0.08, 0.12) * t + rng.uniform(0, 6.28))
+         + rng.uniform(0.1, 0.8) * np.sin(2 * np.pi * rng.uniform(0.08, 0.12) * t + rng.uniform(0, 6.28))
          + slow * np.sin(2 * np.pi * rng.uniform(0.005, 0.04) * t + rng.uniform(0, 6.28))
-         + rng.uniform(0.05, 0.4) * rng.standard_normal(n))
+         + rng.uniform(0.05, 0.3) * rng.standard_normal(n))
     sdnn = 0.022 * (78 / 22) ** (0.75 * subject.variability + 0.25 * rng.random())
     return fitted(z, mean, min(sdnn, max(0.022, 0.12 * mean)), start, duration)
 
@@ -137,7 +146,7 @@ def af(rng, subject, duration):
     The intervals are independent draws from a gamma distribution above the refractory period, the usual finding
     (Bootsma et al. 1970; Bollmann et al. 2006 for the f-waves, of 10-200 uV here).
     """
-    mean = 60 / _rate(rng, 60, 170, 96, 26)
+    mean = 60 / _rate(rng, 60, 170, 93, 25)
     start = _start(rng, mean)
     n = _length(mean, duration)
     order = rng.uniform(2.5, 8)
@@ -145,14 +154,14 @@ def af(rng, subject, duration):
     steady = rng.uniform(0.0, 0.3)          # a little memory from beat to beat
     z[1:] = (1 - steady) * z[1:] + steady * z[:-1]
     largest = (1 - SHORTEST / mean) / 1.7   # so that the shortest interval stays above the refractory period
-    cv = rng.uniform(0.16, max(0.18, min(0.33, largest)))
+    cv = 0.165 + rng.beta(1.2, 1.8) * (max(0.18, min(0.33, largest)) - 0.165)
     intervals = fitted(z, mean, cv * mean, start, duration)
     symbol, shape, _, _ = _blank(subject, intervals)
     if rng.random() < 0.2:                  # ventricular or aberrant beats among them
         for k in _places(rng, start, intervals, duration, rng.integers(1, 5)):
             symbol[k], shape[k] = ("V", ECTOPIC) if rng.random() < 0.7 else ("a", ABERRANT)
     course = _course(subject, start, intervals, symbol, shape, pr=np.nan, marks=[(0.0, "(AFIB")])
-    course.atria = ("fibrillation", rng.uniform(4.5, 8.5), heart.loguniform(rng, 8, 150))
+    course.atria = ("fibrillation", rng.uniform(4.5, 8.5), heart.loguniform(rng, 5, 100))
     return course
 
 
@@ -212,8 +221,7 @@ def _run(rng, start, intervals, duration, fast, whole, lengths):
 
 
 def _run_marks(course, first, last, aux):
-    before = [] if first == 0 else [(0.0, "(N")]
-    course.marks = before + [(max(0.0, course.r[first] - 0.1), aux)]
+    course.marks = [(0.0, aux)] if first == 0 else [(0.0, "(N"), (max(0.0, course.r[first] - 0.1), aux)]
     if last < len(course.r):
         course.marks.append((course.r[last] - 0.1, "(N"))
     return course
@@ -250,7 +258,7 @@ def pac(rng, subject, duration):
     start, intervals = _background(rng, subject, duration)
     symbol, shape, pr, p_shape = _blank(subject, intervals)
     blocked = []
-    count = rng.integers(1, 2 + max(1, int(duration / 3)))
+    count = 1 + rng.poisson(heart.loguniform(rng, 0.02, 0.25) * duration)
     for k in _places(rng, start, intervals, duration, count, rng.integers(2, 4)):
         early = rng.uniform(0.55, 0.8)
         if rng.random() < 1 / 7:

@@ -27,12 +27,13 @@ from train.say import UserError
 
 RHYTHMS = tuple(courses.COURSES)
 SPLITS = {"train": 0, "test": 1, "validation": 2}
+STREAMS = ("subject", "timing", "beating", "faults", "population")
 # The classes of the `synthetic` task, as in CinC 2017: N normal rhythm, A atrial fibrillation, O anything else.
 SYNTHETIC_CLASS = {rhythm: "A" if rhythm == "af" else "N" if rhythm in ("sinus", "bradycardia", "tachycardia") else "O"
                    for rhythm in RHYTHMS}
 # Shares in a population: classes first, then rhythms inside the class.
 CLASS_SHARE = {"N": 0.40, "A": 0.30, "O": 0.30}
-RHYTHM_SHARE = {"sinus": 8, "bradycardia": 1, "tachycardia": 1, "af": 1,
+RHYTHM_SHARE = {"sinus": 16, "bradycardia": 2, "tachycardia": 1, "af": 1,
                 "pac": 6, "pvc": 4, "bigeminy": 1, "flutter": 2, "svt": 2, "vt": 1, "vf": 0.5, "pause": 1, "lbbb": 1.5,
                 "rbbb": 1.5, "av-block-1": 1.5, "av-block-2": 1, "av-block-3": 1, "st-elevation": 1, "paced": 1}
 LIMIT_UV = 32_000           # format 16 at 1 uV per unit ends at +-32,767, and -32,768 means "invalid"
@@ -65,6 +66,8 @@ def record(rhythm: str, seed: int, duration_s: float = 30, fs: float = 250, lead
     """
     say.choose(rhythm, RHYTHMS, "rhythm")
     say.choose(split, SPLITS, "split")
+    if min(seed, 0 if subject is None else subject) < 0:
+        raise UserError(f"seed {seed}, subject {subject}", "numbers that are not negative")
     if not duration_s >= 3 or not fs >= 100:
         raise UserError(f"a synthetic record of {duration_s} s at {fs} Hz", "at least 3 s at 100 Hz or more")
     place = noise if isinstance(noise, noises.Place) else noises.PLACES[say.choose(noise, noises.PLACES, "noise")]
@@ -72,13 +75,14 @@ def record(rhythm: str, seed: int, duration_s: float = 30, fs: float = 250, lead
     base, electrodes = _wiring(leads)
     number = seed if subject is None else subject
     patient = f"{split}-{number}"
-    body = heart.subject(_stream(split, 0, number), patient, rhythm)
-    rng = _stream(split, 1, number, seed, RHYTHMS.index(rhythm))
-    course = courses.COURSES[rhythm](rng, body, duration_s)
+    body = heart.subject(_stream(split, "subject", number), patient, rhythm)
+    # A stream for each, so that neither the leads nor the noise asked for change the heart.
+    timing, beating, faults = (_stream(split, use, number, seed, RHYTHMS.index(rhythm)) for use in STREAMS[1:4])
+    course = courses.COURSES[rhythm](timing, body, duration_s)
     n = round(duration_s * fs)
-    added = noises.draw(rng, place, len(electrodes), n, fs, body.respiration)
+    added = noises.draw(faults, place, len(electrodes), n, fs, body.respiration)
     vectors = _lead_vectors(body, base, added.swapped)                      # (base lead, 3)
-    uv = heart.activity(rng, body, course, n, fs, vectors) + _mixing(base, electrodes) @ added.uv
+    uv = heart.activity(beating, body, course, n, fs, vectors) + _mixing(base, electrodes) @ added.uv
     uv = np.clip(np.rint(added.gain * uv), -LIMIT_UV, LIMIT_UV).astype(np.int32)
     uv, missing = _served(leads, base, uv, _off(base, electrodes, added.lead_off, n))
     first = _first_vector(leads[0], base, vectors)
@@ -91,7 +95,7 @@ def record(rhythm: str, seed: int, duration_s: float = 30, fs: float = 250, lead
 
 def member(k: int, seed: int, split: str = "train", **options) -> Synthetic:
     """The k-th patient of a population; `options` as for record()."""
-    rng = _stream(split, 2, seed, k)
+    rng = _stream(split, "population", seed, k)
     name = rng.choice(list(CLASS_SHARE), p=list(CLASS_SHARE.values()))
     choices = [r for r in RHYTHMS if SYNTHETIC_CLASS[r] == name]
     share = np.array([RHYTHM_SHARE[r] for r in choices], float)
@@ -105,9 +109,9 @@ def population(n: int, seed: int, split: str = "train", **options) -> Iterator[S
     return (member(k, seed, split, **options) for k in range(n))
 
 
-def _stream(split, *key):
-    """A random stream of its own for every split and key."""
-    return np.random.default_rng(np.random.SeedSequence(list(key[1:]), spawn_key=(SPLITS[split], key[0])))
+def _stream(split, use, *numbers):
+    """A random stream of its own for every split, use and tuple of non-negative numbers."""
+    return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(SPLITS[split], STREAMS.index(use))))
 
 
 def _wiring(leads):
