@@ -103,21 +103,21 @@ def _windows(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
 
 def conv1d(n: Node, args, endless: bool) -> np.ndarray:
     """(batch, channel, lead, time) -> (batch, out, lead, column), grouped; weights shared by the leads."""
-    x = args[0]
-    w = n.params["weight"]
+    w, groups, stride = n.params["weight"], n.attrs["groups"], n.attrs["stride"]
     out, depth, kernel = w.shape
-    x = _windows(_padded(x, n.attrs["pad"], 0, endless), kernel, n.attrs["stride"])
-    batch, channel, lead, column, _ = x.shape
-    groups = n.attrs["groups"]
-    x = x.reshape(batch, groups, channel // groups, lead, column, kernel)
-    w = w.reshape(groups, out // groups, depth, kernel)
-    # float64 is exact here: |sum| < 2^31, far below 2^53; its matrix product is much faster than an integer one
-    x = x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, groups, lead * column, depth * kernel).astype(np.float64)
-    acc = x @ w.reshape(groups, out // groups, depth * kernel).transpose(0, 2, 1).astype(np.float64)
-    acc = acc.reshape(batch, groups, lead, column, out // groups).transpose(0, 1, 4, 2, 3)
-    acc = acc.reshape(batch, out, lead, column).astype(np.int64)
+    # float32 holds every sum below 2^24 exactly, float64 below 2^53; their matrix products are the fast ones
+    exact = np.float32 if depth * kernel * 127 * 128 < 1 << 24 else np.float64
+    x = _padded(args[0], n.attrs["pad"], 0, endless).astype(exact)
+    batch, _, lead, time = x.shape
+    columns = max((time - kernel) // stride + 1, 0)
+    acc = np.zeros((batch, groups, out // groups, lead * columns), exact)
+    for tap in range(kernel):
+        seen = x[..., tap:tap + (columns - 1) * stride + 1:stride] if columns else x[..., :0]
+        seen = np.ascontiguousarray(seen).reshape(batch, groups, depth, lead * columns)
+        weight = w[:, :, tap].reshape(groups, out // groups, depth).astype(exact)
+        acc += weight @ seen if depth > 1 else weight * seen
     per_channel = (1, out, 1, 1)
-    acc += n.params["bias"].reshape(per_channel)
+    acc = acc.reshape(batch, out, lead, columns).astype(np.int64) + n.params["bias"].reshape(per_channel)
     acc = rescale(acc, n.params["mul"].reshape(per_channel), n.params["shift"].reshape(per_channel))
     return clamp8(acc, n.attrs["relu"])
 

@@ -42,7 +42,7 @@ def calibrate(program: Program, source, indices, size: int, seed: int) -> None:
 
 
 def tune(program: Program, teacher: torch.nn.Module, source, indices, epochs: int, size: int, lr: float, seed: int,
-         weights: torch.Tensor | None = None) -> list[dict]:
+         weights: torch.Tensor | None = None, label: str = "QAT") -> list[dict]:
     """Train the program in place; returns a dict per epoch with its losses. lr falls to zero along a cosine.
 
     `weights` are class weights of the labels' part of the loss. The teacher sees whole crops, so a student window is
@@ -55,7 +55,7 @@ def tune(program: Program, teacher: torch.nn.Module, source, indices, epochs: in
     steps = epochs * source.batches(indices, size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.05)
     history = []
-    with say.progress("QAT", steps) as advance:
+    with say.progress(label, steps) as advance:
         for epoch in range(epochs):
             started, total, seen = time.monotonic(), 0.0, 0
             rng = np.random.default_rng([seed, epoch])
