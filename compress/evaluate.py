@@ -47,21 +47,35 @@ class Logits:
         return score.by_unit(self.truth, predicted, self.unit, max(classes, int(self.truth.max()) + 1), classes)
 
 
-def integer(graph: Graph, source, indices: Iterable[int], label: str = "int8") -> Logits:
-    """The integer reference on records `indices` of a dataset source: streamed for hops, window by window for beats."""
-    names = graph.inputs
-    hop = source.geometry.hop
-    output = graph.tensors[graph.output].scale
+def geometry(manifest, graph: Graph):
+    """Where the windows of a frozen model lie, without building its network."""
+    from train.models.geometry import Geometry
+    stride = reference.column_stride(graph) if graph.boundary is not None else 1
+    return Geometry(manifest.window, stride, 0, 0, 0, 0, manifest.trigger.kind, manifest.trigger.hop,
+                    manifest.trigger.offset, manifest.streaming, manifest.fs)
 
+
+def integer(graph: Graph, source, indices: Iterable[int], label: str = "int8", run: Callable | None = None) -> Logits:
+    """The integer graph on records `indices` of a dataset source.
+
+    By the reference, streamed for hops; or, window by window, by a target's run(inputs) -> int8 logits.
+    """
+    window_logits, record_logits = _integer(graph, source.geometry, run)
+    return _walk(source, indices, label, record_logits, window_logits, graph.tensors[graph.output].scale)
+
+
+def _integer(graph: Graph, geometry, run: Callable | None) -> tuple[Callable, Callable]:
+    """(codes of windows -> logits, codes of a record -> logits of its hops) of an integer graph."""
     def window_logits(*codes: np.ndarray) -> np.ndarray:
-        return reference.run(graph, dict(zip(names, codes, strict=True)))
+        inputs = dict(zip(graph.inputs, codes, strict=True))
+        return reference.run(graph, inputs) if run is None else run(inputs)
 
     def record_logits(codes: np.ndarray) -> np.ndarray:
-        if graph.boundary is not None:
-            return reference.stream(graph, {names[0]: codes}, hop)
-        window = source.geometry.window
-        return window_logits(np.stack([codes[:, i:i + window] for i in range(0, codes.shape[1] - window + 1, hop)]))
-    return _walk(source, indices, label, record_logits, window_logits, output)
+        if run is None and graph.boundary is not None:
+            return reference.stream(graph, {graph.inputs[0]: codes}, geometry.hop)
+        starts = range(0, codes.shape[1] - geometry.window + 1, geometry.hop)
+        return window_logits(np.stack([codes[:, i:i + geometry.window] for i in starts]))
+    return window_logits, record_logits
 
 
 def floating(net, source, indices: Iterable[int], label: str = "float") -> Logits:
@@ -97,7 +111,7 @@ def _walk(source, indices, label: str, record_logits: Callable, window_logits: C
                 table = source.shards.beats(i)
                 rows = [window_logits(*(c[n:n + BEATS] for c in codes)) for n in range(0, len(table), BEATS)]
                 found = np.concatenate(rows).astype(np.int64)
-                truth.append(_aami(table["symbol"]))
+                truth.append(aami(table["symbol"]))
                 counts.append(np.ones(len(found), np.int64))
             else:
                 logits = record_logits(source.evaluate(i)).astype(np.int64)
@@ -110,7 +124,7 @@ def _walk(source, indices, label: str, record_logits: Callable, window_logits: C
     return Logits(*(np.concatenate(x) for x in (sums, counts, truth, unit)), scale)
 
 
-def _aami(symbols: np.ndarray) -> np.ndarray:
+def aami(symbols: np.ndarray) -> np.ndarray:
     """Annotation symbols to rows of AAMI_ROWS."""
     place = {s: AAMI_ROWS.index(c) for s, c in tasks.AAMI.items()}
     return np.array([place[s] for s in symbols.tolist()], np.int64)
