@@ -53,8 +53,7 @@ def build(out: Path, board: dict | None) -> Built:
     inputs, expected = target.golden(out.parent, graph)
     sessions = {form: Session(out / file_name(form), graph) for form in onnx_qdq.FORMS}
     agreed = {form: target.compare(manifest, expected, s.run(inputs)) for form, s in sessions.items()}
-    first = {name: x[:1] for name, x in inputs.items()}
-    times = target.interleaved({form: s.call(first) for form, s in sessions.items()}, SECONDS)
+    times = target.interleaved({form: s.call(inputs) for form, s in sessions.items()}, SECONDS)
     measured = {form: target.percentiles(t) for form, t in times.items()}
     form, why = pick(agreed, {form: m["p50_ms"] for form, m in measured.items()})
     note = {"form": form, "file": file_name(form), "why": why, "threads": 1, "machine": say.machine(),
@@ -93,18 +92,21 @@ def on_board(board: dict | None) -> bool:
 
 
 class Session:
-    """One ONNX file opened on the CPU provider; takes and gives int8 codes whatever the file's own types are."""
+    """An ONNX file, by path or as bytes, on the CPU provider; takes and gives int8 codes whatever its own types are.
 
-    def __init__(self, path: Path, graph: Graph | None = None, threads: int = 1):
+    threads: 0 means all cores.
+    """
+
+    def __init__(self, file: Path | bytes, graph: Graph, threads: int = 1):
         if find_spec("onnxruntime") is None:
             raise MissingError(missing())
         import onnxruntime
-        graph = graph or target.open_run(path.parent.parent)[1]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(file if isinstance(file, bytes) else os.fspath(file), options,
+                                                    providers=["CPUExecutionProvider"])
         self.scales = {name: np.float32(tensor.scale) for name, tensor in graph.tensors.items()}
         self.output = graph.output
         self.floats = "float" in self.session.get_inputs()[0].type
@@ -128,18 +130,36 @@ class Session:
         return self.codes(np.concatenate([self.session.run([self.output], w)[0] for w in windows]), self.output)
 
     def call(self, inputs: dict[str, np.ndarray]):
-        """A function that evaluates one window and nothing else, for timing."""
-        return functools.partial(self.session.run, [self.output], self.feed(inputs))
+        """A function that evaluates the first window and nothing else, for timing."""
+        window = self.feed({name: x[:1] for name, x in inputs.items()})
+        return functools.partial(self.session.run, [self.output], window)
 
 
 @functools.lru_cache(maxsize=4)
 def _session(path: Path, changed: int) -> Session:
-    return Session(path)
+    return Session(path, target.open_run(path.parent.parent)[1])
 
 
 def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """int8 logits; the session stays open between calls."""
     return _session(built.path, built.path.stat().st_mtime_ns).run(inputs)
+
+
+def calls(graph: Graph, built: Built, inputs: dict[str, np.ndarray], threads: int) -> dict:
+    """form -> a function that evaluates the first window, for timing."""
+    return {form: Session(built.path.parent / file_name(form), graph, threads).call(inputs) for form in onnx_qdq.FORMS}
+
+
+def trace(graph: Graph, built: Built, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every tensor of the graph as int8 codes (window, *shape), by the built form with all tensors as outputs."""
+    session = Session(onnx_qdq.lower(graph, built.notes["form"], trace=True), graph)
+    names = [o.name for o in session.session.get_outputs()]
+    feed = session.feed(inputs)
+    windows = [session.session.run(names, {name: x[i:i + 1] for name, x in feed.items()})
+               for i in range(len(next(iter(feed.values()))))]
+    columns = {name.removesuffix(".codes").removesuffix(".real"): np.concatenate(values)
+               for name, values in zip(names, zip(*windows, strict=True), strict=True)}
+    return inputs | {tensor: session.codes(values, tensor) for tensor, values in columns.items()}
 
 
 def flash(built: Built, port: str | None) -> None:

@@ -14,20 +14,18 @@ of `_Lowering`: a form decides how weights, biases and results are written, the 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from compress.graph import Graph, Node
 from compress.reference import EXP_STEP
+from targets.onnx_file import OnnxFile
 from train.say import choose, need
 
 FORMS = ("int8", "mixed", "float")
-OPSET = 17
-IR_VERSION = 8          # what came with opset 17
 HIDDEN = -1e9           # added to the score of a key outside of the band
 PROBABILITY = 1 / 255   # grid of the attention weights in form int8
-FULL_UP_TO = 6          # a band of up to this many blocks is computed as one masked square: fewer operations are faster
+FOLD = 8                # samples of a one-channel input that an integer convolution takes at once
+FULL_UP_TO = 6          # a band of up to this many blocks costs less as one masked square
 
 
 def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
@@ -40,22 +38,19 @@ def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
     return {"int8": _Int8, "mixed": _Mixed, "float": _Float}[form](graph).build(trace)
 
 
-class _Lowering:
+class _Lowering(OnnxFile):
     """Walks the graph once and writes ONNX nodes. The native view is the one that a layer leaves behind."""
 
-    zero = np.uint8(128)    # the code of the value 0
-
     def __init__(self, graph: Graph):
+        super().__init__()
         self.graph = graph
-        self.nodes, self.constants, self.taken = [], {}, set()
         self.codes: dict[str, str] = {}                 # tensor -> ONNX value, uint8
         self.real: dict[str, str] = {}                  # tensor -> ONNX value, float32
         self.native: dict[str, str] = {}                # the one of the two that this form moves about
         self.stacks: dict[tuple[str, ...], str] = {}    # tensors that one merged convolution wrote -> ONNX value
-        self.layer = ""
 
     def build(self, trace: bool) -> bytes:
-        """Lower every node that a merged convolution has not written already, then pack the model."""
+        """Lower every node that a merged convolution has not written already, then pack the file."""
         self.native.update({name: name for name in self.graph.inputs})
         written: set[str] = set()
         for node in self.graph.nodes:
@@ -64,68 +59,11 @@ class _Lowering:
                 written.update(getattr(self, node.kind)(node) or ())
         self.layer = "output"
         outputs = [self.graph.output, *(n.output for n in self.graph.nodes if n.output != self.graph.output and trace)]
-        return self.pack([self.view(t) for t in outputs])
-
-    def pack(self, outputs: list[str]) -> bytes:
-        """Model bytes, checked with shape inference. Views get the name of their tensor."""
-        import onnx
-        from onnx import helper, numpy_helper
-        named = {v: f"{t}.codes" for t, v in self.codes.items()} | {v: f"{t}.real" for t, v in self.real.items()}
-        named |= {outputs[0]: self.graph.output} | {name: name for name in self.graph.inputs}
-        for node in self.nodes:
-            node.input[:] = [named.get(v, v) for v in node.input]
-            node.output[:] = [named.get(v, v) for v in node.output]
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
-        inputs = [helper.make_tensor_value_info(name, kind, [1, *self.graph.tensors[name].shape])
-                  for name in self.graph.inputs]
-        body = helper.make_graph(self.nodes, "leadedge", inputs,
-                                 [helper.make_empty_tensor_value_info(named[v]) for v in outputs],
-                                 [numpy_helper.from_array(a, name) for name, a in self.constants.values()])
-        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="LeadEdge",
-                                  ir_version=IR_VERSION)
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-        del model.graph.value_info[:]
-        onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString()
-
-    # ---- ONNX nodes and constants
-
-    def op(self, kind: str, inputs: list[str], count: int = 1, **attrs):
-        """Append an ONNX node named after the layer; returns its output, or a list of `count` outputs."""
-        from onnx import helper
-        name = self.unique(kind)
-        outputs = [name] if count == 1 else [f"{name}.{i}" for i in range(count)]
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attrs))
-        return name if count == 1 else outputs
-
-    def unique(self, word: str) -> str:
-        """layer/word, with a number when that is taken."""
-        name, i = f"{self.layer}/{word}", 1
-        while name in self.taken:
-            i += 1
-            name = f"{self.layer}/{word}{i}"
-        self.taken.add(name)
-        return name
-
-    def constant(self, array) -> str:
-        """An initializer; equal arrays share one."""
-        array = np.asarray(array)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self.constants:
-            self.constants[key] = (self.unique("constant"), array)
-        return self.constants[key][0]
-
-    def ints(self, *values: int) -> str:
-        """An int64 vector: a shape, a pad, an axis."""
-        return self.constant(np.array(values, np.int64))
-
-    def quantize(self, real: str, scale: float) -> str:
-        """real -> codes."""
-        return self.op("QuantizeLinear", [real, self.constant(np.float32(scale)), self.constant(self.zero)])
-
-    def dequantize(self, codes: str, scale: float) -> str:
-        """codes -> real."""
-        return self.op("DequantizeLinear", [codes, self.constant(np.float32(scale)), self.constant(self.zero)])
+        values = [self.view(t) for t in outputs]
+        names = {v: f"{t}.codes" for t, v in self.codes.items()} | {v: f"{t}.real" for t, v in self.real.items()}
+        names |= {values[0]: self.graph.output} | {name: name for name in self.graph.inputs}
+        shapes = {name: (1, *self.shape(name)) for name in self.graph.inputs}
+        return self.pack(shapes, self.dtype, values, names)
 
     # ---- views
 
@@ -177,17 +115,24 @@ class _Lowering:
 
     def conv1d(self, node: Node):
         """Kernels are (1, k): the lead axis is a height of independent rows."""
-        group = self.siblings(node)
-        names = tuple(n.output for n in group)
-        weight = np.concatenate([n.params["weight"] for n in group])[:, :, None]
-        grid = np.concatenate([self.weight_grid(n, group[0]) for n in group])
-        bias = np.concatenate([n.params["bias"] for n in group])
-        a, x = node.attrs, node.inputs[0]
-        y = self.op("Conv", [self.as_real(x), self.weight(weight, grid), self.weight(bias, self.scale(x) * grid)],
-                    kernel_shape=[1, weight.shape[3]], strides=[1, a["stride"]],
-                    pads=[0, a["pad"][0], 0, a["pad"][1]], group=a["groups"])
+        names, weight, grid, bias = self.merged(node)
+        a = node.attrs
+        y = self.convolved(self.as_real(node.inputs[0]), self.scale(node.inputs[0]), weight, grid, bias,
+                           strides=[1, a["stride"]], pads=[0, a["pad"][0], 0, a["pad"][1]], group=a["groups"])
         self.store(names, self.settled(y, self.scale(names[0]), a["relu"]))
         return names
+
+    def merged(self, node: Node):
+        """Outputs, weight (out, in, 1, kernel), weight grid and bias of all siblings of a convolution."""
+        group = self.siblings(node)
+        return (tuple(n.output for n in group), np.concatenate([n.params["weight"] for n in group])[:, :, None],
+                np.concatenate([self.weight_grid(n, group[0]) for n in group]),
+                np.concatenate([n.params["bias"] for n in group]))
+
+    def convolved(self, real: str, scale: float, weight, grid, bias, **attrs) -> str:
+        """Conv of a real input whose codes count `scale`."""
+        return self.op("Conv", [real, self.weight(weight, grid), self.weight(bias, scale * grid)],
+                       kernel_shape=[1, weight.shape[3]], **attrs)
 
     def dense(self, node: Node):
         """A vector times a matrix."""
@@ -204,13 +149,15 @@ class _Lowering:
         self.store((node.output,), self.settled(y, self.scale(node.output), node.attrs["relu"]))
 
     def mean(self, node: Node):
-        """Over leads and columns by the pooling kernel, over other axes by ReduceMean."""
-        x, axes = self.as_real(node.inputs[0]), node.attrs["axes"]
-        if sorted(axes) == [1, 2]:
-            y = self.op("Reshape", [self.op("GlobalAveragePool", [x]), self.ints(1, -1)])
+        """Along time by the pooling kernel, over other axes by ReduceMean."""
+        source, axes = node.inputs[0], node.attrs["axes"]
+        if 2 in axes and (1 in axes or self.shape(source)[1] == 1):
+            y = self.op("GlobalAveragePool", [self.as_real(source)])
+            y = self.op("Reshape", [self.settled(y, self.scale(node.output)), self.ints(1, *self.shape(node.output))])
         else:
-            y = self.op("ReduceMean", [x], axes=[a + 1 for a in axes], keepdims=0)
-        self.store((node.output,), self.settled(y, self.scale(node.output)))
+            y = self.op("ReduceMean", [self.as_real(source)], axes=[a + 1 for a in axes], keepdims=0)
+            y = self.settled(y, self.scale(node.output))
+        self.store((node.output,), y)
 
     def concat(self, node: Node):
         """Side by side."""
@@ -252,79 +199,65 @@ class _Lowering:
     # ---- attention
 
     def attention(self, node: Node):
-        """softmax(q' k) v' for each head, whose depth axis holds d and lead together: (head, d * lead, time).
+        """softmax(q k') v for each head, (head, time, depth), where depth holds d and lead together.
 
-        A long band is cut into blocks of 2 * half queries; block i sees the keys of the padded blocks i and i + 1.
+        A long band is cut into blocks of queries, (block, head, time, depth). Blocks and heads are gathered as whole
+        rows; what a block sees beyond its band or the ends of the signal is hidden by a constant mask.
         """
-        a, (channel, lead, time) = node.attrs, self.shape(node.output)
-        block = 2 * a["half"] if a["window"] == "band" else 0
-        blocks = -(-time // block) if block else 0
-        alike = len({self.shape(t) for t in node.inputs}) == 1
-        if alike and blocks > FULL_UP_TO:
-            q, k, v, key, query = self.blockwise(node, block, blocks)
-        else:
-            q, k, v = self.whole(node, alike)
-            key, query = np.arange(self.shape(node.inputs[1])[2]), np.arange(time)[:, None]
-            blocks = 0
-        hidden = (np.abs(key - query) > a["half"]) | (key < 0) | (key >= time)
-        y = self.products(node, q, k, v, hidden if a["window"] == "band" else None, 4 if blocks else 3)
-        y = self.settled(y, self.scale(node.output))
-        if blocks:
-            y = self.op("Transpose", [y], perm=[0, 2, 1, 3])
-            y = self.op("Reshape", [y, self.ints(1, channel, lead, blocks * block)])
-            if blocks * block > time:
-                y = self.op("Slice", [y, self.ints(0), self.ints(time), self.ints(3)])
-        else:
-            y = self.op("Reshape", [y, self.ints(1, channel, lead, time)])
-        self.store((node.output,), y)
-
-    def products(self, node: Node, q: str, k: str, v: str, hidden, rank: int) -> str:
-        """Real (..., depth, query) from real (..., depth, time)."""
-        turn = [*range(rank - 2), rank - 1, rank - 2]
-        score = self.op("MatMul", [self.op("Transpose", [q], perm=turn), k])
-        score = self.in_nats(score, node)
+        half, time, keys = node.attrs["half"], self.shape(node.output)[2], self.shape(node.inputs[1])[2]
+        query, key, hidden = np.arange(time), np.arange(keys), None
+        if node.attrs["window"] == "band":
+            block = _block(time, half)
+            if block < time:
+                query = np.arange(-(-time // block) * block).reshape(-1, block)
+                key = query[:, :1] - half + np.arange(block + 2 * half)
+            hidden = np.abs(key[..., None, :] - query[..., None]) > half
+            hidden = (hidden | ((key < 0) | (key >= keys))[..., None, :])[..., None, :, :]
+        q, k, v = self.by_head(node, query, key)
+        k = self.op("Transpose", [k], perm=[*range(query.ndim), query.ndim + 1, query.ndim])
+        q, k, v = self.factors(node, q, k, v)
+        score = self.in_nats(self.op("MatMul", [q, k]), node)
         if hidden is not None:
-            mask = np.where(hidden, HIDDEN, 0).astype(np.float32)
-            score = self.op("Add", [score, self.constant(mask.reshape(1, *mask.shape))])
+            score = self.op("Add", [score, self.constant(np.where(hidden, HIDDEN, 0).astype(np.float32))])
         weight = self.weighted(self.op("Softmax", [score], axis=-1))
-        return self.op("Transpose", [self.op("MatMul", [weight, self.op("Transpose", [v], perm=turn)])], perm=turn)
+        y = self.settled(self.op("MatMul", [weight, v]), self.scale(node.output))
+        self.store((node.output,), self.channels_first(y, node.output, query))
 
-    def heads(self, node: Node, tensors: list[str]) -> str:
-        """Native views of equal shape as one (len * head, depth, time)."""
-        x = self.stacks.get(tuple(tensors)) or self.op("Concat", [self.view(t) for t in tensors], axis=1)
-        heads, (channel, lead, time) = node.attrs["heads"], self.shape(tensors[0])
-        return self.op("Reshape", [x, self.ints(len(tensors) * heads, channel // heads * lead, time)])
+    def by_head(self, node: Node, query: np.ndarray, key: np.ndarray) -> list[str]:
+        """Native q, k and v, (head, time, depth) or (block, head, time, depth), gathered from rows of one head's depth.
 
-    def whole(self, node: Node, alike: bool) -> list[str]:
-        """Real q, k, v of all columns at once."""
-        scales = self.product_scales(node)
-        if alike:
-            return self.parted(self.heads(node, node.inputs), scales, node.attrs["heads"])
-        return [self.parted(self.op("Reshape", [self.view(t), self.ints(
-            node.attrs["heads"], math.prod(self.shape(t)[:2]) // node.attrs["heads"], self.shape(t)[2])]),
-            [s], node.attrs["heads"])[0] for t, s in zip(node.inputs, scales, strict=True)]
+        query and key are the columns wanted, (time,) or (block, time).
+        """
+        heads, names = node.attrs["heads"], tuple(node.inputs)
+        if names in self.stacks:
+            sources = [self.rows(self.stacks[names], names, heads)] * 3
+        else:
+            sources = [self.rows(self.view(t), (t,), heads) for t in names]
+        parts = []
+        for i, (tensor, columns, source) in enumerate(zip(names, (query, key, key), sources, strict=True)):
+            first = np.clip(columns, 0, self.shape(tensor)[2] - 1)
+            if names in self.stacks:
+                first = first * 3 + i
+            index = first[..., None, :] * heads + np.arange(heads)[:, None]
+            parts.append(self.op("Gather", [source, self.constant(index)]))
+        return parts
 
-    def blockwise(self, node: Node, block: int, blocks: int):
-        """Real q (head, block, depth, query) and k, v (head, block, depth, key); positions of keys and queries."""
-        heads, time = node.attrs["heads"], self.shape(node.output)[2]
-        scales = self.product_scales(node)
-        stacked = self.heads(node, node.inputs)
-        q, kv = self.op("Split", [stacked, self.ints(heads, 2 * heads)], count=2, axis=0)
-        q = self.folded(q, heads, 0, block, blocks, time)
-        kv = self.folded(kv, 2 * heads, block // 2, block, blocks + 1, time)
-        left, right = (self.op("Slice", [kv, self.ints(i), self.ints(i + blocks), self.ints(1)]) for i in (0, 1))
-        kv = self.op("Concat", [left, right], axis=3)
-        k, v = self.parted(kv, scales[1:], heads)
-        q, = self.parted(q, scales[:1], heads)
-        first = np.arange(blocks)[:, None, None] * block
-        return q, k, v, first - block // 2 + np.arange(2 * block), first + np.arange(block)[:, None]
+    def rows(self, value: str, tensors: tuple[str, ...], heads: int) -> str:
+        """(1, channel, lead, time) of one tensor, or of several side by side -> (time * tensor * head, depth)."""
+        channel, lead, time = self.shape(tensors[0])
+        # with one lead this order meets the one that ONNX Runtime gives its integer convolutions, and costs nothing
+        x = self.op("Transpose", [value], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
+        return self.op("Reshape", [x, self.ints(time * len(tensors) * heads, channel // heads * lead)])
 
-    def folded(self, x: str, rows: int, left: int, block: int, blocks: int, time: int) -> str:
-        """(row, depth, time) -> (row, block, depth, block column), padded with zeros."""
-        right = blocks * block - left - time
-        if left or right:
-            x = self.op("Pad", [x, self.ints(0, 0, left, 0, 0, right), self.padding()])
-        return self.op("Transpose", [self.op("Reshape", [x, self.ints(rows, -1, blocks, block)])], perm=[0, 2, 1, 3])
+    def channels_first(self, value: str, tensor: str, query: np.ndarray) -> str:
+        """(head, time, depth) or (block, head, time, depth) -> (1, channel, lead, time)."""
+        channel, lead, time = self.shape(tensor)
+        x = self.op("Transpose", [value], perm=[0, 2, 1, 3] if query.ndim == 2 else [1, 0, 2])
+        if query.size > time:
+            x = self.op("Reshape", [x, self.ints(query.size, channel * lead)])
+            x = self.op("Slice", [x, self.ints(0), self.ints(time), self.ints(0)])
+        x = self.op("Reshape", [x, self.ints(*((1, 1, time, channel) if lead == 1 else (1, time, channel, lead)))])
+        return self.op("Transpose", [x], perm=[0, 3, 1, 2] if lead == 1 else [0, 2, 3, 1])
 
 
 class _Float(_Lowering):
@@ -355,17 +288,9 @@ class _Float(_Lowering):
         """A table of real values."""
         return (table * scale).astype(np.float32)
 
-    def padding(self) -> str:
-        """The value 0."""
-        return self.constant(np.float32(0))
-
-    def product_scales(self, node: Node) -> list[float]:
-        """Real views need none."""
-        return [1.0, 1.0, 1.0]
-
-    def parted(self, x: str, scales: list[float], heads: int) -> list[str]:
-        """(part * head, ...) as parts."""
-        return self.op("Split", [x], count=len(scales), axis=0) if len(scales) > 1 else [x]
+    def factors(self, node: Node, *values: str) -> list[str]:
+        """q, k and v as they are."""
+        return list(values)
 
     def in_nats(self, score: str, node: Node) -> str:
         """Scores in nats."""
@@ -389,6 +314,29 @@ class _Mixed(_Lowering):
     def as_codes(self, tensor: str) -> str:
         return self.view(tensor)
 
+    def conv1d(self, node: Node):
+        """A convolution of one channel is fed several samples at once as channels: rows of single bytes are slow.
+
+        Fold f: output columns o..o+f/stride-1 are channels of one column computed from blocks of f samples, with the
+        same weights at shifted places and zeros elsewhere. Same sums, same codes.
+        """
+        lead, time = self.shape(node.inputs[0])[1:]
+        fold, stride, left = _fold(node, self.shape(node.inputs[0]), self.shape(node.output)), *_steps(node)
+        if fold == 1:
+            return super().conv1d(node)
+        names, weight, grid, bias = self.merged(node)
+        phases = fold // stride
+        wide, before, after = _folded_weight(weight, fold, stride, left)
+        x = self.op("Reshape", [self.view(node.inputs[0]), self.ints(1, lead, time // fold, fold)])
+        x = self.op("Transpose", [x], perm=[0, 3, 1, 2])
+        scale = self.scale(node.inputs[0])
+        y = self.convolved(self.dequantize(x, scale), scale, wide, np.tile(grid, phases), np.tile(bias, phases),
+                           pads=[0, before, 0, after])
+        y = self.op("Transpose", [self.settled(y, self.scale(names[0]), node.attrs["relu"])], perm=[0, 2, 3, 1])
+        y = self.op("Reshape", [y, self.ints(1, lead, time // stride, len(bias))])
+        self.store(names, self.op("Transpose", [y], perm=[0, 3, 1, 2]))
+        return names
+
     def weight_grid(self, node: Node, first: Node) -> np.ndarray:
         """Per channel, such that a merged sibling lands on its own codes although all share the first one's grid."""
         return node.params["weight_scale"].astype(float) * (self.scale(first.output) / self.scale(node.output))
@@ -408,22 +356,10 @@ class _Mixed(_Lowering):
         """A table of codes."""
         return (table.astype(np.int16) + int(self.zero)).astype(np.uint8)
 
-    def padding(self) -> str:
-        """The code of 0."""
-        return self.constant(self.zero)
-
-    def product_scales(self, node: Node) -> list[float]:
-        """q carries the whole scale of the scores, so that they come out in nats."""
-        return [_nats(node), 1.0, self.scale(node.inputs[2])]
-
-    def parted(self, x: str, scales: list[float], heads: int) -> list[str]:
-        """(part * head, ...) codes as real parts, each with its own scale."""
-        if len(scales) == 1:
-            return [self.dequantize(x, scales[0])]
-        each = np.repeat(np.array(scales, np.float32), heads)
-        zeros = np.full(len(each), self.zero)
-        real = self.op("DequantizeLinear", [x, self.constant(each), self.constant(zeros)], axis=0)
-        return self.op("Split", [real], count=len(scales), axis=0)
+    def factors(self, node: Node, *values: str) -> list[str]:
+        """Real q, k and v; q carries the whole scale of the scores, so that they come out in nats."""
+        scales = _nats(node), 1.0, self.scale(node.inputs[2])
+        return [self.dequantize(x, scale) for x, scale in zip(values, scales, strict=True)]
 
     def in_nats(self, score: str, node: Node) -> str:
         """They are."""
@@ -437,10 +373,6 @@ class _Mixed(_Lowering):
 class _Int8(_Mixed):
     """The products inside attention on codes too: q and k as they are, attention weights on a grid of 1/255."""
 
-    def parted(self, x: str, scales: list[float], heads: int) -> list[str]:
-        parts = self.op("Split", [x], count=len(scales), axis=0) if len(scales) > 1 else [x]
-        return [self.dequantize(part, scale) for part, scale in zip(parts, scales, strict=True)]
-
     def weighted(self, weight: str) -> str:
         grid = [self.constant(np.float32(PROBABILITY)), self.constant(np.uint8(0))]
         return self.op("DequantizeLinear", [self.op("QuantizeLinear", [weight, *grid]), *grid])
@@ -449,3 +381,40 @@ class _Int8(_Mixed):
 def _nats(node: Node) -> float:
     """Nats of one unit of the integer score."""
     return node.attrs["score_mul"] * 2.0 ** (node.attrs["score_shift"] - 32) * EXP_STEP
+
+
+def _block(time: int, half: int) -> int:
+    """Queries of a block of band attention; `time` for a short band, which costs less as one masked square.
+
+    The smallest divisor of `time` from 2 to 4 times `half` saves the columns beyond the end, else 2 * half.
+    """
+    least = max(2 * half, 1)
+    if time <= FULL_UP_TO * least:
+        return time
+    return next((n for n in range(least, 2 * least + 1) if time % n == 0), least)
+
+
+def _steps(node: Node) -> tuple[int, int]:
+    """(stride, left pad) of a convolution."""
+    return node.attrs["stride"], node.attrs["pad"][0]
+
+
+def _fold(node: Node, source: tuple[int, ...], output: tuple[int, ...]) -> int:
+    """Samples that a convolution may take at once, at most FOLD; 1 for one with more than one input channel."""
+    stride = node.attrs["stride"]
+    if source[0] > 1 or output[2] * stride != source[2]:
+        return 1
+    return max((f for f in range(stride, FOLD + 1, stride) if source[2] % f == 0), default=1)
+
+
+def _folded_weight(weight: np.ndarray, fold: int, stride: int, left: int) -> tuple[np.ndarray, int, int]:
+    """(out, 1, 1, kernel) -> (fold / stride * out, fold, 1, blocks), and the blocks of padding before and after."""
+    out, kernel = len(weight), weight.shape[3]
+    phases = fold // stride
+    before, after = -(-left // fold), (stride * (phases - 1) - left + kernel - 1) // fold
+    wide = np.zeros((phases, out, fold, 1, before + after + 1), weight.dtype)
+    for phase in range(phases):
+        for tap in range(kernel):
+            block, place = divmod(stride * phase - left + tap, fold)
+            wide[phase, :, place, 0, block + before] = weight[:, 0, 0, tap]
+    return wide.reshape(phases * out, fold, 1, -1), before, max(after, 0)

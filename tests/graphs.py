@@ -162,7 +162,7 @@ class Builder:
         if kind == "max":
             return self._put("max", [x], shape, tensor.scale, {"axes": list(axes)})
         count = math.prod(tensor.shape[a] for a in axes)
-        scale = tensor.scale * 0.5
+        scale = tensor.scale * 0.47
         m, k = multiplier(tensor.scale / scale / count)
         return self._put("mean", [x], shape, scale, {"axes": list(axes), "mul": m, "shift": k})
 
@@ -188,13 +188,24 @@ class Builder:
         return self._put("reshape", [x], (1, *shape) if to == "channel" else (math.prod(shape),),
                          self.tensors[x].scale, {"to": to})
 
-    def block(self, x: str, heads: int, window: str, half: int = 0, hidden: int = 2) -> str:
-        """A transformer block without norms: depthwise + 1x1 projections, attention, residual, two 1x1 layers."""
+    def block(self, x: str, out: int, heads: int, half: int = 0, *, stride: int = 1) -> str:
+        """An attention block: depthwise mix, q, k, v, attention in a band of `half` (0: global), two 1x1 layers."""
         channel = self.tensors[x].shape[0]
-        local = self.conv(x, channel, 3, groups=channel, relu=False)
-        q, k, v = (self.conv(local, channel, relu=False) for _ in range(3))
-        x = self.add(x, self.conv(self.attention(q, k, v, heads, window, half), channel, relu=False))
-        return self.add(x, self.conv(self.conv(x, channel * hidden), channel, relu=False))
+        skip = self.maxpool(x, 3, stride) if stride > 1 else x
+        skip = skip if channel == out else self.conv(skip, out, relu=False)
+        local = self.conv(x, channel, 3, stride=stride, groups=channel, relu=False)
+        q, k, v = (self.conv(local, out, relu=False) for _ in range(3))
+        seen = self.attention(q, k, v, heads, "band" if half else "global", half)
+        x = self.add(skip, self.conv(seen, out, relu=False))
+        return self.add(x, self.conv(self.conv(x, 2 * out), out, relu=False))
+
+    def separable(self, x: str, out: int, kernel: int, stride: int = 1) -> str:
+        """Depthwise and pointwise; added to its input when the shape stays."""
+        channel = self.tensors[x].shape[0]
+        y = self.conv(x, channel, kernel, stride=stride, groups=channel)
+        same = stride == 1 and channel == out
+        y = self.conv(y, out, relu=not same)
+        return self.add(x, y) if same else y
 
 
 def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, classes: int = 3) -> Graph:
@@ -203,11 +214,9 @@ def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, 
     x = b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2)
     x = b.add(x, b.conv(b.conv(x, channel, 3, groups=channel), channel, relu=False), relu=True)
     x = b.maxpool(x, 3, 2)
-    x = b.block(x, heads=2, window="band", half=3)
-    x = b.table(x)
+    x = b.table(b.block(x, channel, heads=2, half=3))
     columns = b.tensors[x].shape[2]
-    x = b.slice(x, 2, columns // 4, columns)
-    x = b.block(x, heads=2, window="global")
+    x = b.block(b.slice(x, 2, columns // 4, columns), channel, heads=2)
     over_leads = b.reshape(b.reduce("mean", b.slice(x, 2, 0, 2), axes=(1,)), "vector")
     features = b.concat([b.reduce("mean", x), b.reduce("max", x), over_leads, b.dense("rr", 4, relu=True)])
     return b.graph(b.classifier(features, classes))
@@ -217,33 +226,31 @@ def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8) 
     """A net of one waveform input whose boundary cuts off the columns that the window's edges touch; stride 4."""
     b = Builder(seed, {"ecg": (leads, time)})
     x = b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2)
-    x = b.maxpool(x, 3, 2)
-    x = b.block(x, heads=2, window="band", half=3)
-    columns = b.tensors[x].shape[2]
-    x = b.slice(x, 2, 8, columns - 6)
+    x = b.block(b.maxpool(x, 3, 2), channel, heads=2, half=3)
+    x = b.slice(x, 2, 8, b.tensors[x].shape[2] - 6)
     boundary = b.nodes[-1].name
-    x = b.block(x, heads=2, window="global")
+    x = b.block(x, channel, heads=2)
     features = b.concat([b.reduce("mean", x), b.reduce("max", x)])
     return b.graph(b.classifier(features, 3), boundary)
 
 
-def like_local_lead(seed: int = 0, leads: int = 1, time: int = 2200, width: int = 64, blocks: int = 4,
-                    heads: int = 4, half: int = 9, classes: int = 4) -> Graph:
-    """The size of an edge preset: four strided stages to 137 columns of `width`, band blocks, one global block."""
+def like_local_lead(seed: int = 0, leads: int = 1, time: int = 2176, widths=(16, 24, 48, 64), heads=(3, 4),
+                    whole: int = 2, classes: int = 4) -> Graph:
+    """The layers and sizes of the edge preset `small`; `tiny` is widths=(8, 16, 32, 32), heads=(2, 2), whole=1."""
     b = Builder(seed, {"ecg": (leads, time)})
-    x = b.reshape("ecg", "channel")
-    x = b.conv(x, width // 4, 15, stride=2)
-    for channel in (width // 2, width, width):
-        x = b.conv(b.conv(x, b.tensors[x].shape[0], 7, stride=2, groups=b.tensors[x].shape[0]), channel)
-        x = b.add(x, b.conv(b.conv(x, channel, 7, groups=channel), channel, relu=False), relu=True)
-    for _ in range(blocks - 1):
-        x = b.block(x, heads, "band", half)
+    x = b.conv(b.reshape("ecg", "channel"), widths[0], 11, stride=2)
+    for width in widths[1:3]:
+        x = b.separable(b.separable(x, width, 7, stride=2), width, 7)
+    x = b.block(x, widths[2], heads[0], half=8)
+    x = b.block(x, widths[2], heads[0], half=6, stride=2)
     columns = b.tensors[x].shape[2]
-    x = b.slice(x, 2, columns // 8, columns)
+    x = b.slice(x, 2, columns // 6, columns // 6 + 96)
     boundary = b.nodes[-1].name
-    x = b.block(x, heads, "global")
-    features = b.concat([b.reduce("mean", x), b.reduce("max", x)])
-    return b.graph(b.classifier(features, classes), boundary)
+    for _ in range(whole):
+        x = b.block(x, widths[3], heads[1], stride=2)
+    means = b.reshape(b.reduce("mean", x, axes=(2,)), "vector")
+    features = b.concat([means, b.reduce("max", x)])
+    return b.graph(b.classifier(b.dense(features, 48, relu=True), classes), boundary)
 
 
 def random_inputs(shapes: dict[str, tuple[int, ...]], batch: int, seed: int) -> dict[str, np.ndarray]:

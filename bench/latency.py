@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long one window takes on this machine: percentiles of measured times, forms side by side.
+
+python bench/latency.py --target arm --run runs/af [--seconds 5]
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import targets
+from train import say
+
+
+def parser() -> say.Parser:
+    """The command line."""
+    p = say.Parser(description="Measure the time of one window on this machine, float beside integer.")
+    p.add_argument("--target", required=True, metavar="T", help=f"one of: {', '.join(targets.TARGETS)}")
+    p.add_argument("--run", required=True, metavar="R", help="run folder, built by targets/deploy.py")
+    p.add_argument("--seconds", type=float, default=5.0, help="of measuring per thread setting (default 5)")
+    return p
+
+
+def main(args) -> dict:
+    """Measure every form that the target built, with one thread and with all."""
+    chosen = targets.load(args.target)
+    from compress import graph as graphs
+    from targets import target
+    if args.seconds <= 0:
+        say.fail(f"--seconds {args.seconds:g}", "more than 0")
+    absent = chosen.missing()
+    if absent:
+        raise say.MissingError(f"target {args.target} cannot run here: {absent}")
+    manifest, graph = target.open_run(args.run)
+    built = target.open_build(args.run, args.target, manifest)
+    inputs, _ = target.golden(args.run, graph, 1)
+    rows = []
+    for threads in dict.fromkeys((1, os.cpu_count() or 1)):
+        # one setting after the other: the workers of a pool spin for a while and would slow the single thread down
+        times = target.interleaved(chosen.calls(graph, built, inputs, threads), args.seconds)
+        fast = {form: target.percentiles(t) for form, t in times.items()}
+        rows += [{"form": form, "threads": threads, **p, "float_over_this": fast["float"]["p50_ms"] / p["p50_ms"]}
+                 for form, p in fast.items()]
+    machine = say.machine()
+    say.info(f"{graphs.macs(graph) / 1e6:.1f} M multiply-accumulates, measured on {machine['cpu']}, "
+             f"{machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
+             + ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k in ("onnxruntime", "numpy")))
+    say.table([(r["form"], r["threads"], r["p50_ms"], r["p90_ms"], r["p99_ms"], r["samples"],
+                f"{r['float_over_this']:.2f}x") for r in rows],
+              ("form", "threads", "p50 ms", "p90 ms", "p99 ms", "samples", "against float"))
+    say.info(f"shipped: {built.notes['form']} ({built.path.name}, {built.flash / 1000:.0f} kB)")
+    return {"run": str(args.run), "target": args.target, "shipped": built.notes["form"], "macs": graphs.macs(graph),
+            "measured": rows, "machine": machine}
+
+
+if __name__ == "__main__":
+    sys.exit(say.run(main, parser()))
