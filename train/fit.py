@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Train a network in float: records in, a run folder out.
+
+    <run>/weights.safetensors    averaged weights of the best epoch
+    <run>/folds/<k>.safetensors  the same trained without inner fold k, for out-of-fold scores (beat tasks, or --folds)
+    <run>/training.json          recipe, seconds, one entry per epoch
+    <run>/model.json             the manifest, a draft until compress/qat.py froze it; written last
+While it trains, checkpoint.safetensors is replaced after each epoch; --resume goes on from there. Under torchrun, each
+process trains on its share of every epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from dataclasses import asdict, dataclass, replace
+
+from train import manifest, runs, say
+from train.say import UserError
+
+WEIGHTS, RECORD, FOLDER = "weights.safetensors", "training.json", "folds"
+INNER_FOLDS = 5         # of the training patients, for tasks with too few of them to spare a validation part
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train. None means: as the task has it."""
+
+    run: str
+    arch: str = "local-lead"
+    preset: str = "small"
+    task: str = "synthetic"
+    data: str | None = None
+    leads: str | None = None
+    epochs: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    fold: int = 0
+    folds: int | None = None
+    device: str = "auto"
+    resume: bool = False
+
+
+def recipe(trigger: str):
+    """The recipe of a kind of task; beats are short, so a batch holds many."""
+    from train.loop import Recipe
+    return Recipe(epochs=12, batch=256, lr=4e-3) if trigger == "r-peak" else Recipe()
+
+
+def fit(job: Job) -> dict:
+    """Train `job` and write its run folder; returns {"run", "epochs", "seconds", "validation"}.
+
+    UserError when the folder holds another run already, or the checkpoint to resume belongs to another job.
+    """
+    from train.loop import workers
+    _check_folder(job)
+    with workers(job.device) as crew:
+        return Fit(job, crew).all()
+
+
+def _check_folder(job: Job) -> None:
+    run = pathlib.Path(job.run)
+    if job.resume:
+        return
+    for name in (WEIGHTS, "model.json", "checkpoint.safetensors"):
+        if (run / name).exists():
+            raise UserError(f"{run} already holds {name}", "a new folder, or --resume to go on",
+                            "pass another --run, or remove the folder")
+
+
+class Fit:
+    """One call of fit.py: the data, the parts of it, the trainings, the files."""
+
+    def __init__(self, job: Job, crew):
+        from train import dataset, tasks
+        from train.leads import parse_map
+        from train.models import build
+        self.job, self.crew = job, crew
+        self.run = pathlib.Path(job.run)
+        self.task = tasks.find(job.task)
+        self.rr = len(_rr_names()) if self.task.trigger == "r-peak" else 0
+        leads = len(parse_map(job.leads or self.task.leads)[0])
+        self.build = lambda: build(job.arch, job.preset, self.task.name, leads, len(self.task.classes), self.rr)
+        self.geometry = self.build().geometry       # a wrong name fails here, before records are prepared
+        self.shards = self._shards()
+        self.source = dataset.source(self.shards, self.task, self.geometry)
+        self.parts = dataset.split(self.shards, job.fold)
+        default = INNER_FOLDS if self.task.trigger == "r-peak" else 0
+        self.folds = default if job.folds is None else job.folds
+        self.recipe = recipe(self.task.trigger)
+        if job.epochs is not None:
+            self.recipe = replace(self.recipe, epochs=job.epochs)
+
+    def _shards(self):
+        """Prepared records; under torchrun the first process prepares, the others wait for it."""
+        from train.prepare import open_shards, prepare
+
+        def ready():
+            return open_shards(prepare(self.task, self.job.data, leads=self.job.leads))
+        shards = ready() if self.crew.first else None
+        self.crew.agree(0)
+        return ready() if shards is None else shards
+
+    def all(self) -> dict:
+        """Train the network and its inner folds, then write the run."""
+        began = time.monotonic()
+        if self.job.resume and (self.run / "model.json").is_file():
+            say.info(f"{self.run} is trained already")
+            return self._result(json.loads((self.run / RECORD).read_text()))
+        train, validation = self.parts["train"], self.parts["validation"]
+        if self.folds:      # every training record trains; out-of-fold scores take validation's place
+            train, validation = sorted(train + validation), []
+        self._say_hello(train, validation)
+        weights, state = self._train("training", self.run, train, validation)
+        record = {"recipe": asdict(self.recipe), "log": state.log, "epochs": state.epoch,
+                  "best_epoch": state.best_epoch,
+                  "validation": state.best if validation else None, "folds": self._train_folds(train)}
+        record["seconds"] = round(state.elapsed_s + sum(f["seconds"] for f in record["folds"]), 1)
+        record["wall_seconds"] = round(time.monotonic() - began, 1)
+        if self.crew.first:
+            self._write(weights, record)
+            self._report(weights, validation)
+        return self._result(record)
+
+    def _train(self, label: str, folder: pathlib.Path, train: list[int], validation: list[int]):
+        """(weights to keep, final state) of one network trained on `train`."""
+        import torch
+
+        from train.loop import Training
+        torch.manual_seed(self.job.seed)
+        about = {key: getattr(self.job, key) for key in ("arch", "preset", "task", "seed", "fold")}
+        about |= {"leads": list(self.shards.leads), "label": label, "records": len(train)}
+        minutes = None if self.job.minutes is None else self.job.minutes / (1 + self.folds)
+        training = Training(self.build(), self.source, train, validation, self.recipe, folder, self.job.seed, about,
+                            self.crew, minutes)
+        if self.job.resume and training.load():
+            say.info(f"{label}: goes on behind epoch {training.state.epoch}")
+        return training.fit(label), training.state
+
+    def _train_folds(self, train: list[int]) -> list[dict]:
+        """Train without each inner fold; every finished one stays on disk, so that a resumed run skips it."""
+        from train.dataset import inner_folds
+        if not self.folds:
+            return []
+        done = []
+        for k, held in enumerate(inner_folds(self.shards, train, self.folds)):
+            names = [self.shards.records[i]["name"] for i in held]
+            kept = self.run / FOLDER / f"{k}.json"
+            if not (self.job.resume and kept.is_file()):
+                rest = [i for i in train if i not in set(held)]
+                weights, state = self._train(f"without fold {k}", self.run / FOLDER / str(k), rest, [])
+                facts = {"records": names, "seconds": round(state.elapsed_s, 1), "log": state.log}
+                if self.crew.first:
+                    runs.write(self.run / FOLDER, {f"{k}.safetensors": _pack(weights), kept.name: json.dumps(facts)})
+                    _remove_checkpoint(self.run / FOLDER / str(k))
+                self.crew.agree(0)
+            done.append(json.loads(kept.read_text()))
+        return done
+
+    def _write(self, weights: dict, record: dict) -> None:
+        draft = self.manifest(record)
+        runs.write(self.run, {WEIGHTS: _pack(weights), RECORD: json.dumps(record, indent=1),
+                              "model.json": manifest.dumps(draft)})
+        _remove_checkpoint(self.run)
+
+    def manifest(self, record: dict) -> manifest.Manifest:
+        """The draft manifest: everything but the decision rule and the graph."""
+        from train.dataset import UV_PER_LSB
+        g, leads = self.geometry, self.shards.leads
+        inputs = [manifest.Input("ecg", "waveform", (len(leads), g.window), "uV", float(UV_PER_LSB), leads)]
+        if self.rr:
+            inputs.append(manifest.Input("rr", "rr", (self.rr,), "1/32", 1.0))
+        trigger = manifest.Trigger("hop", hop=g.hop) if g.trigger == "hop" else manifest.Trigger(
+            "r-peak", offset=g.offset, beats_after=1)
+        provenance = {"data": self.task.source, "split": self.task.rule, "fold": self.job.fold, "seed": self.job.seed,
+                      "training_records": len(self.parts["train"]) + len(self.parts["validation"]),
+                      "epochs": record["epochs"], "left_out": len(self.shards.skipped), "machine": say.machine()}
+        return manifest.Manifest(
+            self.run.resolve().name, self.job.arch, self.job.preset, self.task.name, tuple(self.task.classes),
+            self.task.multi_label, self.shards.fs, g.window, tuple(inputs), trigger, g.streaming, self.shards.frontend,
+            provenance=provenance)
+
+    def _say_hello(self, train: list[int], validation: list[int]) -> None:
+        if not self.crew.first:
+            return
+        net = self.build()
+        size = sum(p.numel() for p in net.parameters())
+        counts = ", ".join(f"{label.name} {n}" for label, n in
+                           zip(self.task.classes, self.source.counts(train), strict=True))
+        say.info(f"{self.job.arch} {self.job.preset}: {size:,} parameters, window {self.geometry.window} samples at "
+                 f"{self.shards.fs} Hz; {self.task.name}, leads {' '.join(self.shards.leads)}")
+        say.info(f"{len(train)} records to train on ({counts}), {len(validation)} to stop by, on {self.crew.device}"
+                 + (f", {self.crew.world} processes" if self.crew.world > 1 else ""))
+
+    def _report(self, weights: dict, validation: list[int]) -> None:
+        """The validation table of the kept weights, and what to type next."""
+        from train import score
+        from train.loop import predict
+        if validation and not self.task.multi_label:
+            net = self.build()
+            net.load_state_dict(weights)
+            truth = self.source.truth(validation)
+            known = truth >= 0
+            called = predict(net.to(self.crew.device), self.source, validation, self.crew.device).argmax(1)
+            tables = score.by_unit(truth[known], called[known], self.source.units(validation)[known],
+                                   len(self.task.classes))
+            say.info("validation, float, argmax without offsets:")
+            say.table(score.rows(tables, [label.name for label in self.task.classes]), score.HEADER)
+        say.info(f"{self.run} is trained. Next: python compress/qat.py --run {self.run}")
+
+    def _result(self, record: dict) -> dict:
+        return {"run": str(self.run), "epochs": record["epochs"], "seconds": record["seconds"],
+                "validation": record["validation"]}
+
+
+def load(run: str | pathlib.Path, weights: str = WEIGHTS):
+    """(manifest, network in evaluation mode) of a run folder; `weights` may be folds/<k>.safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from train.models import build
+    about = manifest.load(run)
+    rr = sum(i.shape[0] for i in about.inputs if i.kind == "rr")
+    net = build(about.arch, about.preset, about.task, len(about.waveform.leads), len(about.classes), rr)
+    path = pathlib.Path(run) / weights
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold the weights of {about.arch} {about.preset}: {error}",
+                        "a file written by train/fit.py", "train again into another --run") from None
+    return about, net.eval()
+
+
+def _rr_names() -> tuple[str, ...]:
+    from train.rpeak import RR_NAMES
+    return RR_NAMES
+
+
+def _pack(weights: dict) -> bytes:
+    from safetensors.torch import save
+    return save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
+
+
+def _remove_checkpoint(folder: pathlib.Path) -> None:
+    """What is finished needs no checkpoint; an inner fold's folder goes with it."""
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    if folder.parent.name == FOLDER:
+        folder.rmdir()
+
+
+def parser() -> say.Parser:
+    """The command line."""
+    p = say.Parser(description=__doc__.splitlines()[0])
+    p.add_argument("--run", required=True, help="folder to write")
+    p.add_argument("--arch", default=Job.arch, help="architecture, or path/to/file.py:Class")
+    p.add_argument("--preset", default=Job.preset, help="size: small, tiny or paper")
+    p.add_argument("--task", default=Job.task, help="see train/tasks.py")
+    p.add_argument("--data", help="folder with the data set (the synthetic task needs none)")
+    p.add_argument("--leads", help="for example I,II or ch1=I,ch2=-II (default: the task's)")
+    p.add_argument("--epochs", type=_positive(int), help="passes over the training records (default: the recipe's)")
+    p.add_argument("--minutes", type=_positive(float), help="time budget; the schedule ends with it")
+    p.add_argument("--seed", type=int, default=Job.seed, help="equal seeds give equal weights")
+    p.add_argument("--fold", type=int, default=Job.fold, help="fold kept for the test, never seen here")
+    p.add_argument("--folds", type=int, help=f"inner folds to train as well (default: {INNER_FOLDS} for beats)")
+    p.add_argument("--device", default=Job.device, help="auto, cpu or cuda")
+    p.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    return p
+
+
+def _positive(kind):
+    def parse(text: str):
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+    return parse
+
+
+def main(args) -> dict:
+    """Train as the command line says."""
+    return fit(Job(**{name: getattr(args, name) for name in Job.__dataclass_fields__}))
+
+
+if __name__ == "__main__":
+    sys.exit(say.run(main, parser()))
