@@ -154,7 +154,7 @@ def subject(rng, name, rhythm="sinus"):
     2009, AHA/ACCF/HRS), P 80-115 ms and PR 120-200 ms, QTc 370-450 ms with women 10 ms longer (Rautaharju et al. 2009).
     `rhythm` decides which conduction the usual beat has.
     """
-    axis, size = _axis(rng), loguniform(rng, 600, 2400)
+    axis, size = _axis(rng), loguniform(rng, 750, 2200)
     sex = "FM"[rng.integers(2)]
     qrs = rng.uniform(0.082, 0.108)
     normal = _normal(rng, axis, size, qrs)

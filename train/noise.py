@@ -38,8 +38,8 @@ PLACES = {
     # Resting ECG with glued electrodes: the limits a trained technician accepts (AHA/ACC/HRS 2007, Kligfield et al.).
     "clinic": Place((50.0, 60.0), (0.5, 15), (5, 80), (1, 10), (0.5, 5), (50, 300), 0.5, 0.0, 0.05, 0.01, (0.98, 1.02)),
     # Two dry electrodes held in the hands (Clifford et al. 2017 describe such records as short, noisy, often inverted).
-    "wearable": Place((50.0, 60.0), (0.5, 30), (10, 200), (1, 25), (3, 40), (100, 1500), 3.0, 0.15, 0.35,
-                      0.20, (0.8, 3.0))}
+    "wearable": Place((50.0, 60.0), (0.3, 20), (10, 200), (0.5, 10), (3, 40), (100, 1500), 2.5, 0.15, 0.35,
+                      0.20, (1.0, 2.5))}
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,14 @@ def _size(rng, limits):
 
 def _slow(rng, n, fs, step_s, rows=1):
     """Smooth random curves (rows, n) of unit spread that change over about `step_s` seconds."""
-    knots = max(4, int(n / (step_s * fs)) + 4)
-    values = rng.standard_normal((rows, knots))
-    place = np.arange(n) / (step_s * fs) + rng.random()
-    k = np.minimum(place.astype(int), knots - 3)
-    u = (place - k).astype(np.float32)
+    step = max(1, round(step_s * fs))
+    pieces = n // step + 2
+    knots = 1.4 * rng.standard_normal((rows, pieces + 2, 1), dtype=np.float32)
+    u = np.arange(step, dtype=np.float32) / step
     weights = (0.5 * (1 - u) ** 2, 0.5 + u * (1 - u), 0.5 * u ** 2)      # quadratic B-spline: no corners
-    return sum(values[:, k + j].astype(np.float32) * w for j, w in enumerate(weights)) * 1.4
+    curves = sum(knots[:, j:j + pieces] * w for j, w in enumerate(weights)).reshape(rows, -1)
+    first = rng.integers(step)
+    return curves[:, first:first + n]
 
 
 def _add_mains(rng, uv, fs, rms, hz):

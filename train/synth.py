@@ -199,7 +199,9 @@ def _held(row, gone):
 
 def _beats(body, course, vector, n, fs):
     """The beats whose R lies in the record."""
-    offsets = np.array([heart.r_offset(body.shapes[k], vector) for k in range(len(body.shapes))])
+    offsets = np.zeros(len(body.shapes))
+    for k in set(course.shape.tolist()):
+        offsets[k] = heart.r_offset(body.shapes[k], vector)
     sample = np.rint((course.r + offsets[course.shape]) * fs).astype(np.int64)
     inside = (sample >= 0) & (sample < n)
     return Annotation(sample[inside], tuple(map(str, course.symbol[inside])), ("",) * int(inside.sum()))
