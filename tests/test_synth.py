@@ -2,6 +2,7 @@
 """The synthetic patient keeps the physiological ranges it states, Einthoven's law, its seeds, and its annotations."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import heart, noise, records, rhythms, say, synth
+from train import frontend, heart, noise, records, rhythms, rpeak, say, synth
 
 TWELVE = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 BASE = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -524,3 +525,38 @@ def test_the_command_writes_a_record_and_one_json_object(tmp_path):
     said = json.loads(done.stdout)
     assert said["class"] == "A" and len(said["leads"]) == 12 and said["beats"] > 4
     assert {p.suffix for p in tmp_path.iterdir()} == {".hea", ".dat", ".atr"}
+
+
+# ---- real records
+
+def irregularity(signals):
+    """(record, 4) how R-R intervals of filtered records differ: a beat's change, its median, spread, and log rate."""
+    rows = []
+    for signal in signals:
+        rr = np.diff(rpeak.detect(signal[0], 250)[2:]) / 250
+        if len(rr) < 5:
+            rr = np.ones(5)
+        change = np.abs(np.diff(rr)) / np.median(rr)
+        rows.append([np.sqrt((change ** 2).mean()), np.median(change), np.mean(change > 0.1), np.log(np.median(rr))])
+    return np.array(rows)
+
+
+def test_an_rr_rule_fitted_to_synthetic_patients_tells_fibrillation_in_real_hand_held_records():
+    folder = Path(os.environ.get("LEADEDGE_DATA", "")) / "cinc2017"
+    if not os.environ.get("LEADEDGE_DATA") or not folder.is_dir():
+        pytest.skip("real records: set LEADEDGE_DATA to the folder that holds cinc2017")
+    spec = frontend.design(250)
+    made = [r for r in synth.population(500, 11) if r.labels[0] in "NA"]
+    x = irregularity(frontend.filter_records(spec, [r.uv for r in made], 250))
+    entries = [e for e in records.catalog("cinc2017", folder) if e.fold == 0]
+    entries = [e for c in "NA" for e in [e for e in entries if e.labels == (c,)][:120]]
+    real = irregularity(frontend.filter_records(spec, [records.read("cinc2017", e).uv for e in entries], 300))
+    mean, spread = x.mean(0), x.std(0)
+    x, real = ((np.column_stack([(v - mean) / spread, np.ones(len(v))])) for v in (x, real))
+    fibrillating, weight = np.array([r.labels == ("A",) for r in made], float), np.zeros(5)
+    for _ in range(500):                    # logistic regression by gradient descent
+        weight += 0.5 * x.T @ (fibrillating - 1 / (1 + np.exp(-x @ weight))) / len(x)
+    truth = np.array([e.labels == ("A",) for e in entries])
+    assert truth.sum() > 50 and (~truth).sum() > 50
+    area = (real @ weight)[truth][:, None] > (real @ weight)[~truth]
+    assert area.mean() >= 0.85
