@@ -48,6 +48,7 @@ class _Lowering(OnnxFile):
         self.real: dict[str, str] = {}                  # tensor -> ONNX value, float32
         self.native: dict[str, str] = {}                # the one of the two that this form moves about
         self.stacks: dict[tuple[str, ...], str] = {}    # tensors that one merged convolution wrote -> ONNX value
+        self.turned: dict[str, str] = {}                # ONNX value -> the same with time in front of the channels
 
     def build(self, trace: bool) -> bytes:
         """Lower every node that a merged convolution has not written already, then pack the file."""
@@ -213,8 +214,7 @@ class _Lowering(OnnxFile):
                 key = query[:, :1] - half + np.arange(block + 2 * half)
             hidden = np.abs(key[..., None, :] - query[..., None]) > half
             hidden = (hidden | ((key < 0) | (key >= keys))[..., None, :])[..., None, :, :]
-        q, k, v = self.by_head(node, query, key)
-        k = self.op("Transpose", [k], perm=[*range(query.ndim), query.ndim + 1, query.ndim])
+        q, k, v = self.gathered(node, query, key)
         q, k, v = self.factors(node, q, k, v)
         score = self.in_nats(self.op("MatMul", [q, k]), node)
         if hidden is not None:
@@ -223,31 +223,35 @@ class _Lowering(OnnxFile):
         y = self.settled(self.op("MatMul", [weight, v]), self.scale(node.output))
         self.store((node.output,), self.channels_first(y, node.output, query))
 
-    def by_head(self, node: Node, query: np.ndarray, key: np.ndarray) -> list[str]:
-        """Native q, k and v, (head, time, depth) or (block, head, time, depth), gathered from rows of one head's depth.
+    def gathered(self, node: Node, query: np.ndarray, key: np.ndarray) -> list[str]:
+        """Native q (head, time, depth), k (head, depth, time) and v (head, time, depth); block in front when blockwise.
 
-        query and key are the columns wanted, (time,) or (block, time).
+        query and key are the columns wanted, (time,) or (block, time). q and v are gathered head by head, k in whole
+        columns, since it has to be transposed anyway.
         """
         heads, names = node.attrs["heads"], tuple(node.inputs)
-        if names in self.stacks:
-            sources = [self.rows(self.stacks[names], names, heads)] * 3
-        else:
-            sources = [self.rows(self.view(t), (t,), heads) for t in names]
+        stacked = names in self.stacks
         parts = []
-        for i, (tensor, columns, source) in enumerate(zip(names, (query, key, key), sources, strict=True)):
-            first = np.clip(columns, 0, self.shape(tensor)[2] - 1)
-            if names in self.stacks:
-                first = first * 3 + i
-            index = first[..., None, :] * heads + np.arange(heads)[:, None]
-            parts.append(self.op("Gather", [source, self.constant(index)]))
+        for i, (tensor, columns) in enumerate(zip(names, (query, key, key), strict=True)):
+            value, count = (self.stacks[names], 3) if stacked else (self.view(tensor), 1)
+            index = np.clip(columns, 0, self.shape(tensor)[2] - 1) * count + (i if stacked else 0)
+            rows = self.rows(value, tensor, count * (1 if i == 1 else heads))
+            if i == 1:
+                x = self.op("Gather", [rows, self.constant(index.astype(np.int32))])
+                x = self.op("Reshape", [x, self.ints(*columns.shape, heads, -1)])
+                parts.append(self.op("Transpose", [x], perm=[0, 2, 3, 1] if columns.ndim == 2 else [1, 2, 0]))
+            else:
+                index = index[..., None, :] * heads + np.arange(heads)[:, None]
+                parts.append(self.op("Gather", [rows, self.constant(index.astype(np.int32))]))
         return parts
 
-    def rows(self, value: str, tensors: tuple[str, ...], heads: int) -> str:
-        """(1, channel, lead, time) of one tensor, or of several side by side -> (time * tensor * head, depth)."""
-        channel, lead, time = self.shape(tensors[0])
-        # with one lead this order meets the one that ONNX Runtime gives its integer convolutions, and costs nothing
-        x = self.op("Transpose", [value], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
-        return self.op("Reshape", [x, self.ints(time * len(tensors) * heads, channel // heads * lead)])
+    def rows(self, value: str, tensor: str, count: int) -> str:
+        """(1, channel, lead, time) -> (time * count, rest): the channels and leads of a column in `count` rows."""
+        lead, time = self.shape(tensor)[1:]
+        if value not in self.turned:
+            # with one lead this order meets the one that ONNX Runtime gives its integer convolutions, and costs nothing
+            self.turned[value] = self.op("Transpose", [value], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
+        return self.op("Reshape", [self.turned[value], self.ints(time * count, -1)])
 
     def channels_first(self, value: str, tensor: str, query: np.ndarray) -> str:
         """(head, time, depth) or (block, head, time, depth) -> (1, channel, lead, time)."""
@@ -386,12 +390,12 @@ def _nats(node: Node) -> float:
 def _block(time: int, half: int) -> int:
     """Queries of a block of band attention; `time` for a short band, which costs less as one masked square.
 
-    The smallest divisor of `time` from 2 to 4 times `half` saves the columns beyond the end, else 2 * half.
+    The smallest divisor of `time` from 2 to 5 times `half` saves the columns beyond the end, else 2 * half.
     """
     least = max(2 * half, 1)
     if time <= FULL_UP_TO * least:
         return time
-    return next((n for n in range(least, 2 * least + 1) if time % n == 0), least)
+    return next((n for n in range(least, 5 * half + 1) if time % n == 0), least)
 
 
 def _steps(node: Node) -> tuple[int, int]:

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of the integer graph against exact rational numbers, and streaming against whole windows."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress import reference
+from compress.graph import MAX_ROW, Graph, Node, Tensor
+from tests import graphs as make
+from train.say import GraphError
+
+MULTIPLIERS = st.integers(1, 2**31 - 1)
+SHIFTS = st.integers(0, 7)
+
+
+def exact(acc: int, m: int, k: int) -> int:
+    """acc * 2^k * m / 2^32 rounded to the nearest integer, ties up."""
+    return math.floor(Fraction(acc * 2**k * m, 2**32) + Fraction(1, 2))
+
+
+def clamp(x: int, floor: int = -128) -> int:
+    return max(floor, min(127, x))
+
+
+def evaluate(kind, inputs, shape, attrs, params=None):
+    """One node on a batch of inputs."""
+    tensors = {f"x{i}": Tensor(x.shape[1:], 1.0) for i, x in enumerate(inputs)} | {"y": Tensor(shape, 1.0)}
+    names = [f"x{i}" for i in range(len(inputs))]
+    node = Node("node", kind, names, "y", attrs, params or {})
+    return reference.run(Graph(names, "y", tensors, [node]), dict(zip(names, inputs, strict=True)))
+
+
+def codes(rng, *shape):
+    return rng.integers(-128, 128, shape).astype(np.int8)
+
+
+def weights(rng, out, *rest):
+    """Parameters of a weighted layer, multipliers from very small to 0.99."""
+    return {"weight": rng.integers(-127, 128, (out, *rest)).astype(np.int8),
+            "bias": rng.integers(-50000, 50000, out).astype(np.int32),
+            "mul": rng.integers(1, 2**31, out).astype(np.int32), "shift": np.zeros(out, np.int8),
+            "weight_scale": np.ones(out, np.float32)}
+
+
+@given(acc=st.integers(-2**31 + 1, 2**31 - 1), m=MULTIPLIERS, k=SHIFTS)
+@settings(max_examples=300)
+def test_a_rescaling_is_the_nearest_integer_with_ties_up(acc, m, k):
+    if abs(acc) << k < 2**31:
+        assert int(reference.rescale(np.array([acc]), m, k)[0]) == exact(acc, m, k)
+
+
+@pytest.mark.parametrize("acc, m, k, expected", [
+    (1, 2**31 - 1, 0, 0), (1, 2**30, 1, 1), (-1, 2**30, 1, 0), (3, 2**30, 1, 2), (-3, 2**30, 1, -1),
+    (2**31 - 1, 2**31 - 1, 0, 1073741823), (-(2**31 - 1), 2**31 - 1, 0, -1073741823), (0, 2**31 - 1, 7, 0),
+    (2**24 - 1, 2**31 - 1, 7, 1073741760), (1, 1, 0, 0)])
+def test_ties_and_extremes_of_a_rescaling(acc, m, k, expected):
+    assert int(reference.rescale(np.array([acc]), m, k)[0]) == exact(acc, m, k) == expected
+
+
+@pytest.mark.parametrize("relu, value, expected", [
+    (False, 200, 127), (False, -200, -128), (False, -1, -1), (True, -1, 0), (True, 500, 127)])
+def test_saturation_ends_at_the_int8_limits_and_relu_at_zero(relu, value, expected):
+    assert reference.clamp8(np.array([value]), relu)[0] == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), groups=st.sampled_from([1, 2, 4]), kernel=st.integers(1, 5), stride=st.integers(1, 3),
+       left=st.integers(0, 3), right=st.integers(0, 3), relu=st.booleans())
+def test_a_convolution_is_the_sum_of_its_products(seed, groups, kernel, stride, left, right, relu):
+    rng = np.random.default_rng(seed)
+    x, p = codes(rng, 2, 4, 2, 9), weights(rng, 4, 4 // groups, kernel)
+    column = (9 + left + right - kernel) // stride + 1
+    attrs = {"stride": stride, "pad": [left, right], "groups": groups, "relu": relu}
+    y = evaluate("conv1d", [x], (4, 2, column), attrs, p)
+    depth = 4 // groups
+    for b, out, lead, t in [(0, 0, 0, 0), (1, 3, 1, column - 1), (1, 2, 0, column // 2)]:
+        acc = int(p["bias"][out])
+        for c in range(depth):
+            for tap in range(kernel):
+                at = t * stride + tap - left
+                if 0 <= at < 9:
+                    acc += int(p["weight"][out, c, tap]) * int(x[b, out // (4 // groups) * depth + c, lead, at])
+        assert y[b, out, lead, t] == clamp(exact(acc, int(p["mul"][out]), 0), 0 if relu else -128)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), relu=st.booleans())
+def test_a_dense_layer_is_the_sum_of_its_products(seed, relu):
+    rng = np.random.default_rng(seed)
+    x, p = codes(rng, 1, 7), weights(rng, 3, 7)
+    y = evaluate("dense", [x], (3,), {"relu": relu}, p)
+    for out in range(3):
+        acc = int(p["bias"][out]) + sum(int(a) * int(b) for a, b in zip(p["weight"][out], x[0], strict=True))
+        assert y[0, out] == clamp(exact(acc, int(p["mul"][out]), 0), 0 if relu else -128)
+
+
+@given(a=st.integers(-128, 127), b=st.integers(-128, 127), ma=st.integers(1, 32767), mb=st.integers(1, 32767),
+       shift=st.integers(1, 22), relu=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_an_addition_rounds_once_with_ties_up(a, b, ma, mb, shift, relu):
+    x = [np.full((1, 1, 1, 1), v, np.int8) for v in (a, b)]
+    y = evaluate("add", x, (1, 1, 1), {"mul": [ma, mb], "shift": shift, "relu": relu})
+    real = Fraction(a * ma + b * mb, 2**shift)
+    assert y.item() == clamp(math.floor(real + Fraction(1, 2)), 0 if relu else -128)
+
+
+def test_a_table_maps_every_code():
+    entries = np.roll(np.arange(-128, 128), 37).astype(np.int8)
+    x = np.arange(-128, 128).astype(np.int8).reshape(1, 1, 1, 256)
+    np.testing.assert_array_equal(evaluate("table", [x], (1, 1, 256), {}, {"table": entries}).ravel(), entries)
+
+
+def test_padding_never_wins_a_maximum():
+    x = np.full((1, 1, 1, 4), -128, np.int8)
+    attrs = {"kernel": 3, "stride": 2, "pad": [1, 1]}
+    np.testing.assert_array_equal(evaluate("maxpool", [x], (1, 1, 2), attrs), np.full((1, 1, 1, 2), -128))
+    x[..., 3] = -100
+    np.testing.assert_array_equal(evaluate("maxpool", [x], (1, 1, 2), attrs).ravel(), [-128, -100])
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+def test_mean_and_max_run_over_the_named_axes(axes):
+    x = codes(np.random.default_rng(0), 3, 4, 2, 5)
+    shape = tuple(s for i, s in enumerate((4, 2, 5)) if i not in axes)
+    keep = tuple(a + 1 for a in axes)
+    np.testing.assert_array_equal(evaluate("max", [x], shape, {"axes": list(axes)}), x.max(keep))
+    count = math.prod((4, 2, 5)[a] for a in axes)
+    m, k = make.multiplier(1 / count)
+    sums = x.astype(int).sum(keep)
+    expected = np.vectorize(lambda acc: clamp(exact(int(acc), m, k)))(sums)
+    np.testing.assert_array_equal(evaluate("mean", [x], shape, {"axes": list(axes), "mul": m, "shift": k}), expected)
+
+
+def test_a_concatenation_brings_every_part_to_the_common_grid():
+    rng = np.random.default_rng(0)
+    a, b = codes(rng, 2, 3), codes(rng, 2, 4)
+    pairs = [make.multiplier(s) for s in (1.0, 0.3)]
+    y = evaluate("concat", [a, b], (7,), {"axis": 0, "mul": [m for m, _ in pairs], "shift": [k for _, k in pairs]})
+    np.testing.assert_array_equal(y[:, :3], a)
+    np.testing.assert_array_equal(y[:, 3:], np.vectorize(lambda c: clamp(exact(int(c), *pairs[1])))(b))
+
+
+def attention(q, k, v, half=None, spread=1.0, gain=1.0, heads=2):
+    """(codes by the reference, real values by a float softmax in output LSB)."""
+    depth = q.shape[1] // heads * q.shape[2]
+    nats = spread / (35.0**2 * math.sqrt(depth))                # codes of deviation 35 give scores of about `spread`
+    m, shift = make.multiplier(nats / reference.EXP_STEP)
+    attrs = {"heads": heads, "window": "global" if half is None else "band", "half": half or 0, "score_mul": m,
+             "score_shift": shift, "out_mul": round(gain * 2**24), "export_scales": {}}
+    got = evaluate("attention", [q, k, v], (v.shape[1], *q.shape[2:]), attrs, {"table": reference.exp_table()})
+    split = [x.astype(float).reshape(len(x), heads, -1, x.shape[-1]) for x in (q, k, v)]
+    score = np.einsum("bhdt,bhds->bhts", *split[:2]) * nats
+    if half is not None:
+        score[..., np.abs(np.arange(q.shape[-1])[:, None] - np.arange(k.shape[-1])) > half] = -np.inf
+    p = np.exp(score - score.max(-1, keepdims=True))
+    real = np.einsum("bhts,bhds->bhdt", p / p.sum(-1, keepdims=True), split[2]) * gain
+    return got, real.reshape(got.shape)
+
+
+@pytest.mark.parametrize("half", [None, 0, 2, 9])
+@pytest.mark.parametrize("leads", [1, 3])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+def test_attention_is_a_softmax_within_one_lsb(half, leads, spread):
+    rng = np.random.default_rng(5)
+    q, k, v = (np.clip(rng.normal(0, 35, (2, 8, leads, 70)), -128, 127).astype(np.int8) for _ in range(3))
+    got, real = attention(q, k, v, half, spread)
+    assert np.abs(got - np.clip(real, -128, 127)).max() <= 1
+
+
+def test_probabilities_are_never_rounded_however_long_the_row():
+    flat = np.zeros((1, 2, 1, MAX_ROW), np.int8)
+    v = np.full((1, 2, 1, MAX_ROW), 100, np.int8)
+    got, _ = attention(flat, flat, v)
+    assert (got == 100).all()       # probabilities of 1/1023 on any 8-bit grid would be 0
+
+
+def test_a_band_of_one_key_copies_its_value():
+    rng = np.random.default_rng(6)
+    q, k, v = (codes(rng, 1, 4, 2, 66) for _ in range(3))
+    np.testing.assert_array_equal(attention(q, k, v, half=0)[0], v)
+
+
+def test_attention_saturates_like_every_other_node():
+    rng = np.random.default_rng(7)
+    q, k, v = (codes(rng, 1, 4, 1, 20) for _ in range(3))
+    got, real = attention(q, k, v, gain=8.0)
+    assert got.max() == 127 and got.min() == -128 and np.abs(real).max() > 200
+
+
+def test_the_exp_table_falls_from_one_to_nothing():
+    table = reference.exp_table().astype(int)
+    assert table[0] == reference.EXP_ONE and table[255] == 0 and (np.diff(table) <= 0).all()
+    real = np.exp(-np.arange(255) * reference.EXP_STEP)
+    np.testing.assert_allclose(table[:255] / reference.EXP_ONE, real, atol=2**-15)
+
+
+@pytest.mark.parametrize("leads", [1, 2])
+@pytest.mark.parametrize("hop", [4, 8, 52])
+def test_streaming_equals_whole_windows_at_every_hop(leads, hop):
+    graph = make.streaming(leads=leads)
+    record = make.waveform(np.random.default_rng(8), 1, leads, 500)[0]
+    got = reference.stream(graph, {"ecg": record}, hop)
+    crops = np.stack([record[:, s:s + 160] for s in range(0, 500 - 160 + 1, hop)])
+    np.testing.assert_array_equal(got, reference.run(graph, {"ecg": crops}))
+
+
+def test_a_record_shorter_than_a_window_gives_no_decision():
+    graph = make.streaming()
+    assert reference.stream(graph, {"ecg": np.zeros((1, 159), np.int8)}, 4).shape == (0, 3)
+
+
+def test_the_stride_of_a_column_counts_convolutions_and_pools():
+    assert reference.column_stride(make.streaming()) == 4
+
+
+def test_a_graph_without_a_boundary_does_not_stream():
+    graph = make.every_kind()
+    with pytest.raises(GraphError, match="stream"):
+        reference.stream(graph, make.inputs_of(graph, 1), 4)
+
+
+def test_a_batch_is_evaluated_window_by_window():
+    graph = make.every_kind()
+    inputs = make.inputs_of(graph, 5)
+    whole = reference.run(graph, inputs)
+    for i in range(5):
+        np.testing.assert_array_equal(whole[i:i + 1], reference.run(graph, {k: x[i:i + 1] for k, x in inputs.items()}))
+
+
+def test_a_trace_holds_every_tensor():
+    graph = make.every_kind()
+    values = reference.run(graph, make.inputs_of(graph, 2), trace=True)
+    assert set(values) == set(graph.tensors)
+    assert all(x.dtype == np.int8 and x.shape[1:] == graph.tensors[t].shape for t, x in values.items())
