@@ -90,6 +90,7 @@ GRAPHS = {
     "streaming": lambda: make.streaming(),
     "queries of their own length": lambda: unequal_attention(),
     "projections that cannot be merged": lambda: unmerged_attention(),
+    "projections of each lead's own": lambda: per_lead_attention(),
 }
 
 
@@ -109,6 +110,16 @@ def unmerged_attention():
     q, k, v = b.conv(x, 8, relu=False), b.conv(x, 8, 3, relu=False), b.conv(x, 8, 3, groups=8)
     y = b.attention(q, k, v, 2, "band", 3)
     return b.graph(b.classifier(b.concat([b.reduce("mean", y), b.reduce("max", y)]), 3))
+
+
+def per_lead_attention():
+    """Each lead has its own q, k and v layers; slices of the lead axis, joined again."""
+    b = make.Builder(8, {"ecg": (3, 64)})
+    x = b.conv(b.reshape("ecg", "channel"), 8, 5, stride=2)
+    leads = [b.slice(x, 1, i, i + 1) for i in range(3)]
+    q, k, v = (b.concat([b.conv(lead, 8, relu=False) for lead in leads], axis=1) for _ in range(3))
+    y = b.attention(q, k, v, 2, "global")
+    return b.graph(b.classifier(b.concat([b.reshape(b.reduce("mean", y, axes=(2,)), "vector"), b.reduce("max", y)]), 3))
 
 
 def evaluate(graph, form, inputs, trace=False):
