@@ -36,8 +36,9 @@ from train.say import MissingError, RecordError, UserError
 from train.shards import VERSION, Shards, beat_dtype, open_shards
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("prepare", "shards", "tasks", "frontend", "resample", "rpeak", "records", "headers", "samples", "leads",
-           "synth", "heart", "rhythms", "noise")    # modules whose code decides what a shard holds
+# Modules whose code decides what a shard holds: of any task, of made records, of records from files, of beats.
+SOURCES = {"any": ("prepare", "shards", "tasks", "frontend", "resample", "leads", "records"),
+           "made": ("synth", "heart", "rhythms", "noise"), "files": ("headers", "samples"), "beats": ("rpeak",)}
 SHARD_RECORDS = 256             # as many rows in lockstep as the front end takes at once
 SHARD_BYTES = 24 << 20          # of the data set's files: about 100 MB of working memory per process
 
@@ -112,7 +113,9 @@ def _key(task: tasks.Task, names: Sequence[str], sources: Sequence[str], listing
     """12 hexadecimal digits."""
     facts = [VERSION, task.name, [(c.name, c.code) for c in task.classes], task.fs, names, sources, listing]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(runs.sha256(*(ROOT / "train" / f"{name}.py" for name in SOURCES)).encode())
+    kinds = ("any", "made" if task.dataset == "synthetic" else "files", *(["beats"] if task.trigger == "r-peak" else []))
+    modules = [ROOT / "train" / f"{name}.py" for kind in kinds for name in SOURCES[kind]]
+    digest.update(runs.sha256(*modules).encode())
     return digest.hexdigest()[:12]
 
 
