@@ -5,8 +5,9 @@ Every tensor of the graph has up to two views in the file: its codes (uint8 with
 ONNX Runtime's x86 kernels are slow on int8 activations) and its real values (float32). Sequence tensors are
 (1, channel, lead, time), vectors (1, feature); one window per evaluation. Inputs and output carry the graph's names.
 
-Forms: `int8`, everything in codes; `mixed`, the two products inside attention in float; `float`, the same weights and
-no rounding of activations, float32 input and output. A `table` knows codes only and rounds its input in every form.
+Forms: `mixed`, every layer in codes, attention weights in float; `int8`, attention weights in codes too; `float`, the
+same weights and no rounding of activations, float32 input and output. A `table` knows codes only and rounds its input
+in every form.
 
 Another placement (TensorRT's: int8 with zero point 0, float bias, real values between the layers) is another subclass
 of `_Lowering`: a form decides how weights, biases and results are written, the layers are lowered once.
@@ -307,7 +308,7 @@ class _Float(_Lowering):
 
 
 class _Mixed(_Lowering):
-    """Every layer leaves codes; the products inside attention read them as real numbers."""
+    """Every layer leaves codes; attention weights are real numbers, as in the reference, which never rounds them."""
 
     dtype = np.uint8
 
@@ -325,7 +326,8 @@ class _Mixed(_Lowering):
         same weights at shifted places and zeros elsewhere. Same sums, same codes.
         """
         lead, time = self.shape(node.inputs[0])[1:]
-        fold, stride, left = _fold(node, self.shape(node.inputs[0]), self.shape(node.output)), *_steps(node)
+        stride, left = node.attrs["stride"], node.attrs["pad"][0]
+        fold = _fold(stride, self.shape(node.inputs[0]), self.shape(node.output))
         if fold == 1:
             return super().conv1d(node)
         names, weight, grid, bias = self.merged(node)
@@ -375,7 +377,7 @@ class _Mixed(_Lowering):
 
 
 class _Int8(_Mixed):
-    """The products inside attention on codes too: q and k as they are, attention weights on a grid of 1/255."""
+    """Attention weights on a grid of 1/255, so that their product with v runs on codes too."""
 
     def weighted(self, weight: str) -> str:
         grid = [self.constant(np.float32(PROBABILITY)), self.constant(np.uint8(0))]
@@ -398,14 +400,8 @@ def _block(time: int, half: int) -> int:
     return next((n for n in range(least, 5 * half + 1) if time % n == 0), least)
 
 
-def _steps(node: Node) -> tuple[int, int]:
-    """(stride, left pad) of a convolution."""
-    return node.attrs["stride"], node.attrs["pad"][0]
-
-
-def _fold(node: Node, source: tuple[int, ...], output: tuple[int, ...]) -> int:
+def _fold(stride: int, source: tuple[int, ...], output: tuple[int, ...]) -> int:
     """Samples that a convolution may take at once, at most FOLD; 1 for one with more than one input channel."""
-    stride = node.attrs["stride"]
     if source[0] > 1 or output[2] * stride != source[2]:
         return 1
     return max((f for f in range(stride, FOLD + 1, stride) if source[2] % f == 0), default=1)
@@ -415,10 +411,10 @@ def _folded_weight(weight: np.ndarray, fold: int, stride: int, left: int) -> tup
     """(out, 1, 1, kernel) -> (fold / stride * out, fold, 1, blocks), and the blocks of padding before and after."""
     out, kernel = len(weight), weight.shape[3]
     phases = fold // stride
-    before, after = -(-left // fold), (stride * (phases - 1) - left + kernel - 1) // fold
+    before, after = -(-left // fold), max((stride * (phases - 1) - left + kernel - 1) // fold, 0)
     wide = np.zeros((phases, out, fold, 1, before + after + 1), weight.dtype)
     for phase in range(phases):
         for tap in range(kernel):
             block, place = divmod(stride * phase - left + tap, fold)
             wide[phase, :, place, 0, block + before] = weight[:, 0, 0, tap]
-    return wide.reshape(phases * out, fold, 1, -1), before, max(after, 0)
+    return wide.reshape(phases * out, fold, 1, -1), before, after
