@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The R-peak detector: causal, integers only, one lead of the front end's output.
+"""The R-peak detector and the RR features of its beats: causal, integers only, one lead of the front end's output.
 
 int16 microvolts (n,) at fs (100 to 500 Hz) -> R positions (sample indices). Every beat is decided within 300 ms of its
 R peak (`latency`): there is no search-back and nothing is revised later. A weak beat after a silence is caught by a
@@ -36,7 +36,7 @@ _NO_BEAT = -(1 << 30)                               # the last beat before there
 def _alpha() -> tuple[int, ...]:
     """Share of the level (Q8) that a beat must reach, by gap / mean RR in sixteenths: lines between knots."""
     knots = (0, 5, 8, 19, 32), (128, 128, 51, 51, 26)
-    return tuple(int(round(v)) for v in np.interp(np.arange(33), *knots))
+    return tuple(round(v) for v in np.interp(np.arange(33), *knots))
 
 
 ALPHA = _alpha()
@@ -117,16 +117,16 @@ class Detector:
             return None
         around = self._x[i - self.delay - self.near:i - self.delay + self.near + 1]
         slope = int(np.abs(self._slopes(i)).max())
-        plausible = not (gap < self._samples(280) and 5 * height < 6 * self._last_height
-                         or gap < self._samples(400) and 16 * slope < 7 * self._last_slope)
+        overshadowed = gap < self._samples(280) and 5 * height < 6 * self._last_height
+        t_wave = gap < self._samples(400) and 16 * slope < 7 * self._last_slope
         if now < _LEARN_S * self.fs + self.delay:
-            beat = self._learn(height, plausible)
+            beat = self._learn(height, not (overshadowed or t_wave))
         else:
-            beat = self._judge(height, gap, plausible)
+            beat = self._judge(height, gap, not (overshadowed or t_wave))
         if not beat:
             return None
         if self._last != _NO_BEAT:
-            self._intervals = self._intervals[1:] + [min(max(gap, self.fs // 4), 2 * self.fs)]
+            self._intervals = [*self._intervals[1:], min(max(gap, self.fs // 4), 2 * self.fs)]
         self._last, self._last_height, self._last_slope = now, height, slope
         return max(0, now - self.delay + self._r_offset(around))
 
@@ -145,13 +145,13 @@ class Detector:
         return beat
 
     def _judge(self, height: int, gap: int, plausible: bool) -> bool:
-        """A beat reaches its share of the level above the noise; a rejected candidate is noise and lowers a stale level."""
+        """A beat reaches its share of the level above the noise; what is rejected is noise and lowers a stale level."""
         if not plausible and gap < self._samples(280):
             return False
         alpha = ALPHA[min(16 * gap // (sum(self._intervals) >> 3), len(ALPHA) - 1)]
         threshold = (alpha * self._level >> 8) + min(self._noise, self._level >> 1)
         if plausible and height >= max(threshold, self.floor):
-            self._heights = self._heights[1:] + [min(height, 2 * self._level)]
+            self._heights = [*self._heights[1:], min(height, 2 * self._level)]
             self._level = max(sorted(self._heights)[3], self.floor)
             return True
         self._noise += (min(height, self._level) - self._noise) >> 3
@@ -172,3 +172,56 @@ class Detector:
 def detect(x: np.ndarray, fs: int) -> np.ndarray:
     """R positions (int64) of a whole lead, int16 (n,), as push() gives them: the last 300 ms may miss a beat."""
     return np.array(Detector(fs).push(x), np.int64)
+
+
+RR_NAMES = ("previous / short", "next / short", "previous / long", "next / long", "previous / one before",
+            "next / previous", "variability")
+_SHORT, _LONG = 16, 64                              # RR intervals of context
+
+
+def rr_features(peaks: np.ndarray, fs: int) -> np.ndarray:
+    """RR features of beats at `peaks` (n,) ascending samples -> int8 (n, 7) in the order of RR_NAMES, unit 1/32.
+
+    With p the interval before the beat, q the one before p, n the one after (no later beat is used), short and long the
+    medians of the 16 and the 64 intervals before p:
+
+        previous / short, next / short, previous / long, next / long      ratio(p, short), ratio(n, short), ...
+        previous / one before, next / previous                            ratio(p, q), ratio(n, p)
+        variability       32 * sum of |difference| of neighbours among the 17 intervals before p // (2 * short)
+
+    ratio(a, b) = (64 a + b) // (2 b) - 32: equal intervals give 0, a beat at half the usual interval -16. All are
+    clamped to -128..127, intervals to 1 sample .. 10 s. A median of an even count is the upper of the middle two.
+    Before the first interval there were only intervals like it; of a single beat they are 0.8 s. The last beat's `n`
+    is `short`. RecordError when peaks descend.
+    """
+    peaks = np.asarray(peaks, np.int64)
+    step = np.diff(peaks)
+    if (step < 0).any():
+        raise RecordError(f"R peak {int(peaks[1:][step < 0][0])} comes before its predecessor", "ascending samples")
+    if not len(peaks):
+        return np.empty((0, len(RR_NAMES)), np.int8)
+    step = np.clip(step, 1, 10 * fs)
+    first = step[:1] if len(step) else np.array([fs * 4 // 5])
+    p = np.concatenate([first, step])
+    before = np.concatenate([np.repeat(first, _LONG), p[:-1]])              # before[_LONG + i - 1] precedes p[i]
+    short, long = _median(_windows(before[_LONG - _SHORT:], _SHORT)), _median(_windows(before, _LONG))
+    n = np.concatenate([step, short[-1:]])
+    q = before[_LONG - 1:]
+    change = np.abs(np.diff(before[_LONG - _SHORT - 1:]))
+    variability = 32 * _windows(change, _SHORT).sum(1) // (2 * short)
+    columns = [_ratio(p, short), _ratio(n, short), _ratio(p, long), _ratio(n, long), _ratio(p, q), _ratio(n, p),
+               variability]
+    return np.clip(np.stack(columns, 1), -128, 127).astype(np.int8)
+
+
+def _windows(x: np.ndarray, length: int) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(x, length)
+
+
+def _median(windows: np.ndarray) -> np.ndarray:
+    middle = windows.shape[1] // 2
+    return np.partition(windows, middle, axis=1)[:, middle]
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (64 * a + b) // (2 * b) - 32
