@@ -192,6 +192,11 @@ def test_a_broken_header_a_missing_lead_and_an_odd_rate_can_be_skipped_too(tmp_p
     assert sorted(s["name"] for s in shards.skipped) == ["101", "114", "202"]
 
 
+def test_a_folder_of_broken_records_only_is_refused_even_when_broken_ones_may_be_skipped(tmp_path, cinc2017):
+    with pytest.raises(RecordError, match=r"no record of .* can be used; the first: .* no lead V1"):
+        prepare.prepare("cinc2017", cinc2017, tmp_path / "cache", jobs=1, skip_broken=True, leads="V1")
+
+
 @pytest.mark.parametrize("folder, complaint", [(None, "needs a data folder"), ("absent", "is no folder"),
                                                ("empty", "holds no record of mitdb")])
 def test_without_records_the_error_says_what_to_pass_and_where_to_get_it(tmp_path, folder, complaint):

@@ -113,7 +113,8 @@ def _key(task: tasks.Task, names: Sequence[str], sources: Sequence[str], listing
     """12 hexadecimal digits."""
     facts = [VERSION, task.name, [(c.name, c.code) for c in task.classes], task.fs, names, sources, listing]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    kinds = ("any", "made" if task.dataset == "synthetic" else "files", *(["beats"] if task.trigger == "r-peak" else []))
+    kinds = ["any", "made" if task.dataset == "synthetic" else "files"]
+    kinds += ["beats"] if task.trigger == "r-peak" else []
     modules = [ROOT / "train" / f"{name}.py" for kind in kinds for name in SOURCES[kind]]
     digest.update(runs.sha256(*modules).encode())
     return digest.hexdigest()[:12]
@@ -248,11 +249,17 @@ def _make(task, folder, target: Path, names, sources, listing, jobs: int, skip_b
         for done in _run(missing, jobs):
             advance(done)
     made = [json.loads((target / f"{job.number:05d}.json").read_text()) for job in plan]
+    skipped += [s for facts in made for s in facts["skipped"]]
+    described = [r for facts in made for r in facts["records"]]
+    if not described:
+        why = skipped[0]["why"] if skipped else f"{', '.join(excluded)}: excluded by the rule of the task"
+        raise RecordError(f"no record of {folder} can be used; the first: {why}",
+                          f"at least one record of task {task.name} with the leads {','.join(names)}",
+                          "repair the folder, or pass other --leads")
     _write(target, {"index.json": json.dumps({
         "version": VERSION, "task": task.name, "classes": [c.name for c in task.classes], "fs": task.fs, "leads": names,
         "sources": sources, "frontend": spec, "excluded": excluded,
-        "skipped": skipped + [s for facts in made for s in facts["skipped"]],
-        "records": [r for facts in made for r in facts["records"]]})})
+        "skipped": skipped, "records": described})})
     for part in target.glob(".*.part"):             # left behind by a process that was killed while it wrote
         if not _alive(int(part.name.split(".")[-2])):
             part.unlink(missing_ok=True)
