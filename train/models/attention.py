@@ -18,29 +18,40 @@ from train.models.blocks import conv, conv_bn
 from train.models.geometry import Span
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int | None = None) -> Tensor:
-    """Lead-joint attention in float; see the module for shapes and the formula. Returns a tensor shaped like v."""
+def softmax(score: Tensor) -> Tensor:
+    """Scores (..., key) to probabilities."""
+    return score.softmax(-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int | None = None, weigh=softmax) -> Tensor:
+    """Lead-joint attention in float; see the module for shapes and the formula. Returns a tensor shaped like v.
+
+    `weigh` turns scores (..., key) into weights that sum to 1; hidden keys come as -inf or the least finite number.
+    """
     batch, channels, leads, time = q.shape
     if channels % heads:
         raise ValueError(f"{channels} channels cannot be split over {heads} heads")
-    q, k, v = (x.reshape(batch, heads, -1, time) for x in (q, k, v))    # (batch, head, d * lead, time)
-    q = q * (channels // heads) ** -0.5
-    if window is None or time <= 4 * window:    # a square this small costs no more than blocks and halos
-        out = _square(q, k, v, window)
-    else:
-        out = _blocks(q, k, v, window)
-    return out.reshape(batch, -1, leads, time)
+    q, k, v = (x.reshape(batch, heads, -1, time) for x in (q, k, v))
+    return joined(q, k, v, (channels // heads) ** -0.5, window, weigh).reshape(batch, -1, leads, time)
 
 
-def _square(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def joined(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, weigh=softmax) -> Tensor:
+    """Attention of heads whose leads are joined already: (batch, head, d * lead, time); scores are times `scale`."""
+    q = q * scale
+    if window is None or q.shape[-1] <= 4 * window:     # a square this small costs no more than blocks and halos
+        return _square(q, k, v, window, weigh)
+    return _blocks(q, k, v, window, weigh)
+
+
+def _square(q: Tensor, k: Tensor, v: Tensor, window: int | None, weigh) -> Tensor:
     score = q.transpose(-1, -2) @ k             # (batch, head, query, key)
     if window is not None:
         t = torch.arange(q.shape[-1], device=q.device)
         score = score.masked_fill((t[:, None] - t).abs() > window, float("-inf"))
-    return v @ score.softmax(-1).transpose(-1, -2)
+    return v @ weigh(score).transpose(-1, -2)
 
 
-def _blocks(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def _blocks(q: Tensor, k: Tensor, v: Tensor, window: int, weigh) -> Tensor:
     """Band attention: queries in blocks of 2w, keys and values in the same blocks with a halo of w on either side."""
     batch, heads, depth, time = q.shape
     block = 2 * window
@@ -55,7 +66,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     seen = ((query - key).abs() <= window) & (place >= 0) & (place < time)     # (block, query, key)
     # Queries of the padding may see no key at all: a finite floor keeps their rows, cut off below, free of NaN.
     score = score.masked_fill(~seen, torch.finfo(score.dtype).min)
-    out = score.softmax(-1) @ v.permute(0, 1, 3, 4, 2)
+    out = weigh(score) @ v.permute(0, 1, 3, 4, 2)
     return out.permute(0, 1, 4, 2, 3).reshape(batch, heads, depth, count * block)[..., :time]
 
 
