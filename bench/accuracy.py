@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """How well a quantized run classifies records it was not trained on: by the reference, or by what a target built.
 
@@ -18,25 +17,10 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # the reference's products are small: a second thread only waits
 
+from bench.records import held_out, opened
 from train import say
 
 DURATIONS_S = ((0, 29), (29, 31), (31, 1e9))
-
-
-def opened(run: str, data: str | None):
-    """(manifest, graph, dataset source) of a quantized run and the data it is judged on."""
-    from compress import evaluate
-    from targets import target
-    from train import dataset, tasks
-    from train.prepare import open_shards, prepare
-    manifest, graph = target.open_run(run)
-    task = tasks.find(manifest.task)
-    shards = open_shards(prepare(task, data, leads=",".join(manifest.waveform.leads)))
-    if shards.frontend != manifest.frontend:
-        say.fail(f"{run} was trained behind another front end than this release has", "the same constants",
-                 "train it again, or use the release that trained it")
-    where = evaluate.geometry(manifest, graph)
-    return manifest, graph, dataset.source(shards, task, where, uv_per_lsb=round(manifest.waveform.lsb))
 
 
 def runner(run: str, manifest, name: str):
@@ -48,14 +32,34 @@ def runner(run: str, manifest, name: str):
     return functools.partial(targets.load(name).run, target.open_build(run, name, manifest))
 
 
+def common(logits, source, classes: list[str]):
+    """Rows whose true class the model knows by name, truth as the model numbers it."""
+    import numpy as np
+    names = [c.name for c in source.task.classes]
+    place = np.array([classes.index(n) if n in classes else -1 for n in names])
+    truth = place[logits.truth]
+    if (truth < 0).all():
+        say.fail(f"the model's classes {', '.join(classes)} share no name with {source.task.name}", ", ".join(names))
+    if (truth < 0).any():
+        say.info(f"{int((truth < 0).sum())} records of classes the model does not know are left out")
+    return logits.where(truth >= 0, truth)
+
+
 def rhythms(manifest, logits, source, classes: list[str]) -> dict:
-    """The table of a task that labels whole records."""
+    """The table of a task that labels whole records; where the classes have N and A, the AUROC of A against N."""
     import numpy as np
 
     from compress import report
     from train import score
+    logits = common(logits, source, classes)
     decided = logits.decided(manifest.decision)
-    result = report.table({"int8": decided}, logits, classes, manifest.task)
+    result = report.table({"int8": decided}, logits, classes, source.task.name)
+    if {"N", "A"} <= set(classes):
+        n, a = classes.index("N"), classes.index("A")
+        two = np.isin(logits.truth, (n, a))
+        margin = (logits.sums[:, a] - logits.sums[:, n]) / logits.counts
+        result["auroc_a_n"] = score.auroc(margin[two], logits.truth[two] == a)
+        say.info(f"AUROC of A against N {result['auroc_a_n']:.4f}, {int(two.sum())} records")
     seconds = {r["name"]: r["duration_s"] for r in source.shards.records}
     duration = np.array([seconds[name] for name in logits.unit])
     rows = []
@@ -74,12 +78,9 @@ def rhythms(manifest, logits, source, classes: list[str]) -> dict:
 def main(args) -> dict:
     """Evaluate the part of the data that the run's training never saw."""
     from compress import evaluate
-    manifest, graph, source = opened(args.run, args.data)
-    from train import dataset
-    parts = dataset.split(source.shards, manifest.provenance.get("fold", 0))
+    manifest, graph, source = opened(args.run, args.data, args.task)
+    parts = held_out(manifest, source)
     indices = parts["test"]
-    if not indices:
-        say.fail(f"no test records of task {manifest.task} in {args.data}", "the records kept from training")
     classes = [c.name for c in manifest.classes]
     logits = evaluate.integer(graph, source, indices, args.target, runner(args.run, manifest, args.target))
     say.info(f"{manifest.name} {manifest.identity.hex()[:16]}, {args.target}, {len(indices)} test records "
@@ -100,6 +101,7 @@ def parser() -> say.Parser:
     p = say.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--run", required=True, help="a run that compress/qat.py quantized")
     p.add_argument("--data", help="folder with the task's data set (the synthetic task needs none)")
+    p.add_argument("--task", help="judge on another task whose classes have the same names (default: the run's)")
     p.add_argument("--target", default="reference", help="reference, or a target the run was built for")
     return p
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a build compute what the reference computes? Logits on golden windows, then layer by layer.
 
-python bench/parity.py --run runs/af [--target arm] [--n 200] [--layers]
+python bench/parity.py --run runs/af [--target arm] [--data DIR] [--n 2000] [--layers]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if not __package__:
 import targets
 from train import say
 
+RECORD_WINDOWS = 2000
 TRACED = 32         # windows that are compared layer by layer
 TIES = 0.05         # share of codes that may land one beside; attention's exp table alone moves up to 2 %
 
@@ -60,9 +61,22 @@ def parser() -> say.Parser:
     p = say.Parser(description="Compare a build with the integer reference, logits and layers.")
     p.add_argument("--run", required=True, metavar="R", help="run folder, built by targets/deploy.py")
     p.add_argument("--target", default="arm", metavar="T", help=f"one of: {', '.join(targets.TARGETS)} (default arm)")
-    p.add_argument("--n", type=int, metavar="N", help="golden windows to compare (default all)")
+    p.add_argument("--data", metavar="DIR", help="compare on test records of this data set, not on golden windows")
+    p.add_argument("--n", type=int, metavar="N", help="windows to compare (default: all golden ones, 2000 of records)")
     p.add_argument("--layers", action="store_true", help="print every layer, not only those that differ most")
     return p
+
+
+def windows(args, graph):
+    """(inputs, the reference's logits): golden windows, or test records' windows with --data."""
+    from targets import target
+    if args.data is None:
+        return target.golden(args.run, graph, args.n)
+    from bench.records import held_out, opened
+    from compress import evaluate, reference
+    manifest, _, source = opened(args.run, args.data)
+    inputs = evaluate.sample(source, graph.inputs, held_out(manifest, source)["test"], args.n or RECORD_WINDOWS)
+    return inputs, reference.run(graph, inputs)
 
 
 def main(args) -> dict:
@@ -74,7 +88,7 @@ def main(args) -> dict:
         say.fail(f"--n {args.n}", "at least one window")
     manifest, graph = target.open_run(args.run)
     built = target.open_build(args.run, args.target, manifest)
-    inputs, expected = target.golden(args.run, graph, args.n)
+    inputs, expected = windows(args, graph)
     agreement = target.compare(manifest, expected, chosen.run(built, inputs))
     say.info(f"{args.target} ({built.path.name}) against the reference, {agreement.windows} windows: "
              f"equal labels {agreement.labels:.2%}, |logit difference| p99 {agreement.p99:g} LSB, "

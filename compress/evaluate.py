@@ -38,6 +38,10 @@ class Logits:
         return Logits(np.concatenate(sums), *(np.concatenate([getattr(p, k) for p in parts])
                                               for k in ("counts", "truth", "unit")), scale)
 
+    def where(self, keep: np.ndarray, truth: np.ndarray) -> Logits:
+        """The rows marked in `keep` (bool), with another truth."""
+        return Logits(self.sums[keep], self.counts[keep], truth[keep], self.unit[keep], self.scale)
+
     def decided(self, rule) -> np.ndarray:
         """Class index per row under a decision rule."""
         return score.decide(self.sums, self.counts, rule.rule, rule.offsets)
@@ -122,6 +126,18 @@ def _walk(source, indices, label: str, record_logits: Callable, window_logits: C
             unit.append(np.full(len(found), record["name"]))
             advance(1)
     return Logits(*(np.concatenate(x) for x in (sums, counts, truth, unit)), scale)
+
+
+def sample(source, names: Sequence[str], indices: Sequence[int], most: int) -> dict[str, np.ndarray]:
+    """int8 inputs (name -> (window, *shape)) of `most` windows or beats, taken evenly from the records."""
+    each = max(1, -(-most // len(indices)))
+    rows = []
+    for i in list(indices)[:: max(1, len(indices) * each // most)]:
+        found = source.inputs(i)
+        arrays = found if isinstance(found, tuple) else (found,)
+        pick = np.linspace(0, len(arrays[0]) - 1, min(each, len(arrays[0]))).astype(int)
+        rows.append([a[pick] for a in arrays])
+    return {name: np.concatenate(parts)[:most] for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def aami(symbols: np.ndarray) -> np.ndarray:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Quantize a trained run into the integer graph, with quantization-aware training; trains first when it has no weights.
 
@@ -94,7 +93,7 @@ class Quantize:
 
     def _forms(self, net, indices: list[int], label: str) -> Forms:
         """Calibrate on training records, freeze, train, freeze again."""
-        from compress import agree, tune
+        from compress import agree, evaluate, tune
         from compress.program import Program
         from train.loop import class_weights
         shapes = {i.name: i.shape for i in self.draft.inputs}
@@ -105,21 +104,8 @@ class Quantize:
         history = tune.tune(program, net, self.source, indices, self.epochs, self.batch, self.lr, self.seed, weights,
                             label)
         converted, graph = program.convert()
-        rows = agree.compare(converted, graph, self._windows(indices, 64))
+        rows = agree.compare(converted, graph, evaluate.sample(self.source, graph.inputs, indices, 64))
         return Forms(net, post, graph, agree.summary(rows), history)
-
-    def _windows(self, indices: list[int], most: int) -> dict:
-        """int8 inputs of `most` windows or beats, taken evenly from the records."""
-        import numpy as np
-        names = [i.name for i in self.draft.inputs]
-        each = max(1, -(-most // len(indices)))
-        rows = []
-        for i in indices[:: max(1, len(indices) * each // most)]:
-            found = self.source.inputs(i)
-            arrays = found if isinstance(found, tuple) else (found,)
-            pick = np.linspace(0, len(arrays[0]) - 1, min(each, len(arrays[0]))).astype(int)
-            rows.append([a[pick] for a in arrays])
-        return {name: np.concatenate(parts)[:most] for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
 
     def _logits(self, forms: Forms, indices: list[int]) -> dict:
         """Logits of the three forms on records."""
@@ -154,11 +140,11 @@ class Quantize:
 
         import numpy as np
 
-        from compress import reference
+        from compress import evaluate, reference
         from compress.freeze import export_scales
         from compress.graph import dumps
         part = self.parts["validation"] or self.parts["train"]
-        golden = self._windows(part, GOLDEN)
+        golden = evaluate.sample(self.source, graph.inputs, part, GOLDEN)
         export_scales(graph, {k: v[:64] for k, v in golden.items()})
         packed = io.BytesIO()
         np.savez(packed, **{f"in.{k}": v for k, v in golden.items()}, out=reference.run(graph, golden))
