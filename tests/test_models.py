@@ -145,14 +145,14 @@ def test_an_edge_preset_keeps_its_parameter_budget(arch, preset, limit, task, rr
 def test_every_number_of_leads_is_possible(arch, preset, leads):
     model = build(arch, preset, "ptbxl", leads, 5).eval()
     assert model(torch.randn(1, 1, leads, model.geometry.window)).shape == (1, 5)
-    assert weights(model) <= {"small": 156_000, "tiny": 46_000}[preset]
+    assert weights(model) <= {"small": 145_000, "tiny": 42_000}[preset]
 
 
 @pytest.mark.parametrize("arch,preset", EDGE)
 def test_columns_in_the_middle_do_not_depend_on_the_crop(arch, preset):
     model = lively(build(arch, preset, "cinc2017", 2, 4)).double()
     g = model.geometry
-    record = torch.randn(1, 1, 2, g.window + 20 * g.stride, dtype=torch.double)
+    record = torch.randn(2, 1, 2, g.window + 20 * g.stride, dtype=torch.double)
     with torch.no_grad():
         whole = model.columns(record)
         for step in (0, 7, 20):
@@ -160,17 +160,17 @@ def test_columns_in_the_middle_do_not_depend_on_the_crop(arch, preset):
             inside = slice(step + g.left, step + g.left + g.columns)
             assert torch.allclose(crop[..., g.left:g.left + g.columns], whole[..., inside], rtol=0, atol=1e-9)
         edge = model.columns(record[..., 7 * g.stride:])
-        assert not torch.allclose(edge[..., g.left - 1], whole[..., 7 + g.left - 1], rtol=0, atol=1e-9)
+        assert not torch.allclose(edge[..., g.left // 2], whole[..., 7 + g.left // 2], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("arch,preset", EDGE)
 def test_the_receptive_field_is_what_the_gradient_says(arch, preset):
     model = lively(build(arch, preset, "cinc2017", 1, 4)).double()
     g = model.geometry
-    x = torch.randn(1, 1, 1, g.window, dtype=torch.double, requires_grad=True)
+    x = torch.randn(16, 1, 1, g.window, dtype=torch.double, requires_grad=True)  # a dead ReLU hides no path in all
     for column in (g.left, g.left + g.columns - 1):
         gradient, = torch.autograd.grad(model.columns(x)[..., column].square().sum(), x)
-        seen = gradient.flatten().nonzero().flatten()
+        seen = gradient.abs().amax((0, 1, 2)).nonzero().flatten()
         assert 0 <= int(seen[0]) and int(seen[-1]) < g.window
         assert int(seen[-1] - seen[0]) + 1 == g.field
     first = g.left * g.stride - (g.field - 1) // 2
@@ -186,7 +186,9 @@ def test_voting_equals_deciding_on_each_window(arch, preset, leads):
     with torch.no_grad():
         votes = model.vote(x)
         each = torch.stack([model(x[..., i * g.hop:i * g.hop + g.window]) for i in range(4)], 1)
+        sparse = model.vote(x, every=2)
     assert votes.shape == (2, 4, 4) and torch.allclose(votes, each, atol=1e-4)
+    assert torch.allclose(sparse, each[:, ::2], atol=1e-4)
 
 
 def test_the_paper_votes_like_it_decides():
@@ -196,8 +198,8 @@ def test_the_paper_votes_like_it_decides():
         assert torch.allclose(model.vote(x)[0, 1], model(x[..., 4096:])[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("length,settle,windows", [(9000, 500, 26), (2500, 500, 1), (2300, 500, 1), (2000, 500, 1),
-                                                   (1999, 500, 0)])
+@pytest.mark.parametrize("length,settle,windows", [(9000, 500, 26), (2500, 500, 1), (2300, 500, 1), (2048, 500, 1),
+                                                   (2047, 500, 0)])
 def test_windows_start_after_the_filters_settled_when_the_record_is_long_enough(length, settle, windows):
     g = build("local-lead", "tiny", "cinc2017", 1, 4).geometry
     got = list(g.starts(length, settle))
@@ -214,7 +216,7 @@ def test_spans_add_up():
     assert Span(9, 1, 4).join(Span(2, 8, 4)) == Span(9, 8, 4)
 
 
-@pytest.mark.parametrize("window", [Hop(1536, 250), Hop(1500, 256), Beat(100, 150)])
+@pytest.mark.parametrize("window", [Hop(1440, 250), Hop(1500, 256), Beat(100, 150)])
 def test_a_window_that_does_not_fit_the_stride_is_refused(window):
     with pytest.raises(UserError, match="stride 16"):
         geometry(Span(4, 4, 16), window)
@@ -283,4 +285,4 @@ def test_an_unknown_name_gets_the_nearest_one(arch, preset, word):
 
 def test_a_preset_is_data():
     other = LocalLead(SMALL.__class__(SMALL.stem, (Attention(32, 2, 2, 4),), (), 1, 8), Hop(1536, 256), 1, 2)
-    assert other.geometry.stride == 16 and other(torch.randn(1, 1, 1, other.geometry.window)).shape == (1, 2)
+    assert other.geometry.stride == 32 and other(torch.randn(1, 1, 1, other.geometry.window)).shape == (1, 2)

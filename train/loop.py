@@ -25,6 +25,7 @@ from train import runs, say, score
 from train.say import UserError
 
 CHECKPOINT = "checkpoint.safetensors"
+EVERY = 2       # hops from one window to the next in training: neighbours share five sixths of their samples
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Voter(nn.Module):
         self.net = net
 
     def forward(self, ecg: Tensor, rr: Tensor | None, crop: bool) -> Tensor:
-        return self.net.vote(ecg).mean(1) if crop else self.net(ecg, rr)
+        return self.net.vote(ecg, EVERY).mean(1) if crop else self.net(ecg, rr)
 
 
 def loss_of(logits: Tensor, target: Tensor, weight: Tensor, smoothing: float) -> Tensor:

@@ -2,7 +2,7 @@
 """The architectures by name, imported when asked for.
 
 A network takes ecg (batch, 1, lead, window) in millivolt and, for beat tasks, rr (batch, K), and returns logits (batch,
-class). It offers `geometry`, `columns(ecg)`, `decide(columns, rr)` and `vote(ecg)`; see local_lead.LocalLead.
+class). It offers `geometry`, `columns(ecg)`, `decide(columns, rr)` and `vote(ecg, every)`; see local_lead.LocalLead.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ class Beat:
     after: int
 
 
-# 250 Hz. Hop 256 is the multiple of every preset's total stride nearest to one second; the core of 6.1 s leaves room
-# for the margins in 8 s, so that a 10 s record still holds one window after the front end has settled.
-HOP = Hop(core=1536, hop=256)
+# 250 Hz. Hop 256 is the multiple of the presets' total stride 32 nearest to one second; the core of 5.8 s leaves room
+# for the margins in 8 s, so that a 10 s record still holds one window after the front end has all but settled.
+HOP = Hop(core=1440, hop=256)
 BEAT = Beat(before=128, after=160)
 WINDOWS: dict[str, Hop | Beat] = {"mitbih": BEAT}
 

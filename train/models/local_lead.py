@@ -54,15 +54,16 @@ class Preset:
 
 
 SMALL = Preset(
-    stem=(Stage(16, 11, 2, 0), Stage(24, 7, 2, 1), Stage(48, 7, 2, 1)),
-    local=(Attention(48, 3, 1, 8), Attention(48, 3, 2, 6)),
-    whole=(Attention(64, 4, 2, None), Attention(64, 4, 2, None)),
+    stem=(Stage(16, 11, 2, 0), Stage(24, 7, 2, 1), Stage(32, 7, 2, 1), Stage(48, 7, 2, 1)),
+    local=(Attention(48, 3, 1, 5), Attention(64, 4, 2, 2)),
+    whole=(Attention(64, 4, 2, None),),
     expand=2, hidden=48)
 TINY = Preset(
-    stem=(Stage(8, 11, 2, 0), Stage(16, 7, 2, 1), Stage(32, 7, 2, 1)),
-    local=(Attention(32, 2, 1, 8), Attention(32, 2, 2, 6)),
+    stem=(Stage(8, 11, 2, 0), Stage(16, 7, 2, 1), Stage(24, 7, 2, 1), Stage(32, 7, 2, 1)),
+    local=(Attention(32, 2, 1, 5), Attention(32, 2, 2, 2)),
     whole=(Attention(32, 2, 2, None),),
     expand=2, hidden=24)
+BRANCH = 0.2    # first gain of what a block adds to its input: near the identity, deep sums learn sooner
 
 
 class AttentionBlock(nn.Module):
@@ -79,6 +80,8 @@ class AttentionBlock(nn.Module):
         self.widen = conv_bn(channels, spec.channels, 1) if channels != spec.channels else None
         wide = spec.channels * expand
         self.mlp = nn.Sequential(conv_bn(spec.channels, wide, 1, relu=True), conv_bn(wide, spec.channels, 1))
+        for branch in (self.attention.out, self.mlp[1]):
+            nn.init.constant_(branch[1].weight, BRANCH)
 
     def span(self, s: Span) -> Span:
         """The receptive field behind this block."""
@@ -141,13 +144,13 @@ class LocalLead(nn.Module):
             columns = columns[..., self.geometry.left:self.geometry.left + self.geometry.columns]
         return self.decide(columns, rr)
 
-    def vote(self, ecg: Tensor) -> Tensor:
-        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of every hop-aligned window in it.
+    def vote(self, ecg: Tensor, every: int = 1) -> Tensor:
+        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of its windows, one per `every` hops.
 
         Equal to `forward` on each of them, but each column is computed once.
         """
         g = self.geometry
         columns = self.columns(ecg)
         columns = columns[..., g.left:columns.shape[-1] - g.right]
-        windows = columns.unfold(-1, g.columns, g.hop // g.stride).movedim(-2, 1)     # (batch, window, ...)
+        windows = columns.unfold(-1, g.columns, every * g.hop // g.stride).movedim(-2, 1)     # (batch, window, ...)
         return self.decide(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])

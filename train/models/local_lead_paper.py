@@ -121,7 +121,7 @@ class PaperLocalLead(nn.Module):
         """One window (batch, 1, lead, 8192) -> logits (batch, class)."""
         return self.decide(self.columns(ecg))
 
-    def vote(self, ecg: Tensor) -> Tensor:
-        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of every window in it."""
-        windows = ecg.unfold(-1, WINDOW, HOP).movedim(-2, 1)
+    def vote(self, ecg: Tensor, every: int = 1) -> Tensor:
+        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of a window per `every` hops."""
+        windows = ecg.unfold(-1, WINDOW, every * HOP).movedim(-2, 1)
         return self(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
