@@ -43,7 +43,7 @@ class Kernel:
 
 @functools.lru_cache(maxsize=32)
 def ratio(fs_in: float, fs: int) -> Fraction:
-    """fs / fs_in, rates in Hz: the simplest fraction within 2 ppm (333.333 is 1000/3). UserError where there is none."""
+    """fs / fs_in, rates in Hz: the simplest fraction within 2 ppm (333.333 is 1000/3), or UserError."""
     if not 50 <= fs_in <= 20000:
         raise UserError(f"input rate {fs_in} Hz", "50 to 20000 Hz", "check the unit: samples per second")
     for denominator in range(1, 1001):
