@@ -13,13 +13,14 @@ Feature. With s the sum of the last L = 28 ms of samples, a = s[n], b = s[n - L]
 Candidates are the samples where f exceeds the 150 ms before and is not exceeded in the 170 ms after. A candidate of
 height h at distance `gap` from the last beat is a beat unless
 
-    gap < 180 ms;   or gap < 280 ms and h < 1.2 times the last beat (a QRS whose P wave was taken for a beat is larger);
+    gap < 180 ms;   or gap < 280 ms, unless h is 1.2 times the last beat's (which then was a P wave or a fragment) or
+        gap >= 220 ms and both h and steepness are 0.8 times the last beat's (a tachycardia of up to 270 per minute);
     or gap < 400 ms and its steepest 12 ms are less than 7/16 as steep as the last beat's (a T wave);
     or h < alpha(gap / mean of 8 RR) * level + min(noise, level / 2), or h is below 20 microvolts on average.
 
 `level` is the fourth smallest of the last 8 beats' heights, `noise` the running mean of rejected heights. In the first
 2 s a candidate is a beat when it reaches half the largest so far; these give the first level. After 3 s without a beat
-every rejected candidate lowers the level by 3/16, so that a change of gain or an artefact cannot lock the detector.
+every rejected candidate lowers the level by a quarter, so that no change of gain and no artefact locks the detector.
 """
 
 from __future__ import annotations
@@ -117,12 +118,15 @@ class Detector:
             return None
         around = self._x[i - self.delay - self.near:i - self.delay + self.near + 1]
         slope = int(np.abs(self._slopes(i)).max())
-        overshadowed = gap < self._samples(280) and 5 * height < 6 * self._last_height
+        larger = 5 * height >= 6 * self._last_height
+        alike = (gap >= self._samples(220) and 5 * height >= 4 * self._last_height
+                 and 5 * slope >= 4 * self._last_slope)
+        too_early = gap < self._samples(280) and not larger and not alike
         t_wave = gap < self._samples(400) and 16 * slope < 7 * self._last_slope
         if now < _LEARN_S * self.fs + self.delay:
-            beat = self._learn(height, not (overshadowed or t_wave))
+            beat = self._learn(height, not (too_early or t_wave))
         else:
-            beat = self._judge(height, gap, not (overshadowed or t_wave))
+            beat = self._judge(height, gap, not (too_early or t_wave))
         if not beat:
             return None
         if self._last != _NO_BEAT:
@@ -156,7 +160,8 @@ class Detector:
             return True
         self._noise += (min(height, self._level) - self._noise) >> 3
         if gap > _SILENCE_S * self.fs:
-            self._level = max(self._level * 13 >> 4, self.floor)
+            self._level = max(3 * self._level >> 2, self.floor)
+            self._heights = [min(h, self._level) for h in self._heights]
         return False
 
     def _r_offset(self, around: np.ndarray) -> int:
