@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """How well the R-peak detector finds beats: Se and +P on MIT-BIH, distance from the annotated R on LUDB.
 

@@ -43,12 +43,12 @@ class Kernel:
 
 @functools.lru_cache(maxsize=32)
 def ratio(fs_in: float, fs: int) -> Fraction:
-    """fs / fs_in, rates in Hz: the simplest fraction within 2 ppm (333.333 is 1000/3), or UserError."""
+    """fs / fs_in, rates in Hz: the simplest fraction within 1.5 ppm (333.333 is 1000/3), or UserError."""
     if not 50 <= fs_in <= 20000:
         raise UserError(f"input rate {fs_in} Hz", "50 to 20000 Hz", "check the unit: samples per second")
     for denominator in range(1, 1001):
         rate = Fraction(fs_in).limit_denominator(denominator)
-        if abs(float(rate) / fs_in - 1) <= 2e-6:
+        if abs(float(rate) / fs_in - 1) <= 1.5e-6:
             break
     result = fs / rate
     if result.numerator > MAX_PHASES:
