@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from compress.evaluate import AAMI_ROWS, BEATS, Logits, aami
-from train import rpeak, say, score
+from train import rpeak, say, score, template
 
 TOLERANCE_S = 0.15
 LEARNING_S = 300        # end-to-end counts from 5:00
@@ -107,7 +107,7 @@ def _record(manifest, graph, source, i: int) -> np.ndarray:
     fs, shards = source.shards.fs, source.shards
     signal = shards.signal(i)
     found = rpeak.detect(signal[0], fs)
-    codes, rr = source.around(i, found), rpeak.rr_features(found, fs)
+    codes, rr = source.around(i, found), template.beat_features(signal[0], found, fs)
     parts = [reference.run(graph, {graph.inputs[0]: codes[n:n + BEATS], graph.inputs[1]: rr[n:n + BEATS]})
              for n in range(0, len(found), BEATS)]
     logits = np.concatenate(parts) if parts else np.zeros((0, 3), np.int8)

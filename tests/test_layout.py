@@ -15,7 +15,7 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")
 SCRIPTS = [p for p in FILES if '__name__ == "__main__"' in p.read_text()]
 HEAVY = ["torch", "torchao", "scipy", "wfdb", "pandas", "onnx", "onnxruntime", "rich", "h5py", "safetensors"]
 NO_TORCH = ["train.say", "train.manifest", "train.runs", "train.frontend", "train.resample", "train.rpeak",
-            "train.synth", "train.score", "compress.graph", "compress.reference"]
+            "train.template", "train.synth", "train.score", "compress.graph", "compress.reference"]
 NO_TORCH += [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
              if p.parts[len(ROOT.parts)] in ("targets", "firmware_bridge") and p.name != "__init__.py"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from twins import write_dat, write_mat
 
-from train import frontend, prepare, records, rpeak, tasks
+from train import frontend, prepare, records, tasks, template
 from train.say import RecordError, UserError
 from train.shards import open_shards
 
@@ -88,8 +88,8 @@ def test_beats_lie_on_their_r_peaks_with_label_symbol_and_rr(tmp_path, mitdb):
         sign = -1 if facts["name"] == "114" else 1          # its MLII is the second channel, upside down here
         peaks = [p - 20 + np.argmax(sign * x[p - 20:p + 21]) for p in beats["sample"]]
         assert np.abs(np.array(peaks) - beats["sample"]).max() <= 2
-        assert np.array_equal(beats["rr"], rpeak.rr_features(beats["sample"].astype(np.int64), FS))
-        assert beats["rr"].shape == (8, len(rpeak.RR_NAMES)) and beats["rr"].dtype == np.int8
+        assert np.array_equal(beats["rr"], template.beat_features(x, beats["sample"].astype(np.int64), FS))
+        assert beats["rr"].shape == (8, len(template.BEAT_NAMES)) and beats["rr"].dtype == np.int8
 
 
 def test_ventricular_flutter_is_marked_from_bracket_to_bracket(tmp_path):

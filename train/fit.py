@@ -85,7 +85,7 @@ class Fit:
         self.job, self.crew = job, crew
         self.run = pathlib.Path(job.run)
         self.task = tasks.find(job.task)
-        self.rr = len(_rr_names()) if self.task.trigger == "r-peak" else 0
+        self.rr = len(_beat_names()) if self.task.trigger == "r-peak" else 0
         leads = len(parse_map(job.leads or self.task.leads)[0])
         self.build = lambda: build(job.arch, job.preset, self.task.name, leads, len(self.task.classes), self.rr)
         self.geometry = self.build().geometry       # a wrong name fails here, before records are prepared
@@ -238,9 +238,9 @@ def load(run: str | pathlib.Path, weights: str = WEIGHTS):
     return about, net.eval()
 
 
-def _rr_names() -> tuple[str, ...]:
-    from train.rpeak import RR_NAMES
-    return RR_NAMES
+def _beat_names() -> tuple[str, ...]:
+    from train.template import BEAT_NAMES
+    return BEAT_NAMES
 
 
 def _pack(weights: dict) -> bytes:

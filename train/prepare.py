@@ -29,7 +29,7 @@ if not __package__:
 
 import numpy as np
 
-from train import frontend, records, rpeak, runs, say, synth, tasks
+from train import frontend, records, runs, say, synth, tasks, template
 from train.leads import parse_map
 from train.records import Entry, Record
 from train.say import MissingError, RecordError, UserError
@@ -38,7 +38,8 @@ from train.shards import VERSION, Shards, beat_dtype, open_shards
 ROOT = Path(__file__).resolve().parents[1]
 # Modules whose code decides what a shard holds: of any task, of made records, of records from files, of beats.
 SOURCES = {"any": ("prepare", "shards", "tasks", "frontend", "resample", "leads", "records"),
-           "made": ("synth", "heart", "rhythms", "noise"), "files": ("headers", "samples"), "beats": ("rpeak",)}
+           "made": ("synth", "heart", "rhythms", "noise"), "files": ("headers", "samples"),
+           "beats": ("rpeak", "template")}
 SHARD_RECORDS = 256             # as many rows in lockstep as the front end takes at once
 SHARD_BYTES = 24 << 20          # of the data set's files: about 100 MB of working memory per process
 
@@ -152,7 +153,7 @@ def make_shard(job: Job) -> int:
     for (entry, record, _), signal in zip(good, _filtered(job.frontend, good), strict=True):
         facts = _describe(job.task, entry, record, signal) | {"shard": job.number, "start": at}
         if job.task.trigger == "r-peak":
-            table, facts["flutter"] = _beats(job.task, job.frontend, record, signal.shape[1])
+            table, facts["flutter"] = _beats(job.task, job.frontend, record, signal)
             facts["beats"] = [first, first + len(table)]
             beats.append(table)
             first += len(table)
@@ -195,16 +196,17 @@ def _describe(task: tasks.Task, entry: Entry, record: Record, signal: np.ndarray
             "duration_s": round(record.uv.shape[1] / record.fs, 3), "age": record.age, "sex": record.sex}
 
 
-def _beats(task: tasks.Task, spec: dict, record: Record, length: int) -> tuple[np.ndarray, list[list[int]]]:
+def _beats(task: tasks.Task, spec: dict, record: Record, signal: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
     """(annotated beats, stretches of ventricular flutter), both in samples of the signal.
 
     A beat in the last few hundredths of a second, whose R leaves the front end after the record's end, is not listed.
     """
     marks = record.annotations["atr"]
+    length = signal.shape[1]
     at = frontend.to_output(spec, marks.sample, record.fs)
     symbol = np.array(marks.symbol, "U1")
     kept = np.isin(symbol, list(task.codes)) & (at >= 0) & (at < length)
-    features = rpeak.rr_features(at[kept], task.fs)
+    features = template.beat_features(signal[0], at[kept], task.fs)
     table = np.empty(int(kept.sum()), beat_dtype(features.shape[1]))
     table["sample"], table["symbol"], table["rr"] = at[kept], symbol[kept], features
     table["label"] = [task.label(s) for s in symbol[kept]]
@@ -216,7 +218,7 @@ def _write_shard(job: Job, facts: dict, signal: bytes, beats: list[np.ndarray]) 
     files: dict[str, bytes | str] = {f"{job.number:05d}.i16": signal}
     if job.task.trigger == "r-peak":
         out = io.BytesIO()
-        np.save(out, np.concatenate(beats) if beats else np.empty(0, beat_dtype(len(rpeak.RR_NAMES))))
+        np.save(out, np.concatenate(beats) if beats else np.empty(0, beat_dtype(len(template.BEAT_NAMES))))
         files[f"{job.number:05d}.npy"] = out.getvalue()
     _write(job.target, files | {f"{job.number:05d}.json": json.dumps(facts)})
 
