@@ -74,7 +74,7 @@ def source(task="synthetic", kinds=None, preset="tiny", **more):
 def toy(monkeypatch):
     """fit.py on toy records instead of prepared ones; returns a Job that takes a second."""
     monkeypatch.setattr(fit.Fit, "_shards", lambda self: Toy(self.task.name, 10 if self.task.name == "mitbih" else 24))
-    monkeypatch.setattr(fit, "_rr_names", lambda: ("a", "b", "c"))
+    monkeypatch.setattr(fit, "_beat_names", lambda: ("a", "b", "c"))
     return lambda run, **more: fit.Job(**{"run": str(run), "preset": "tiny", "epochs": 2, "device": "cpu",
                                           "task": "mitbih", "folds": 0, **more})
 
