@@ -46,8 +46,8 @@ class Preset:
     """The width and depth of an edge network; the first stage's convolution is dense, its input has one channel."""
 
     stem: tuple[Stage, ...]
-    local: tuple[Attention, ...]
-    whole: tuple[Attention, ...]
+    local: tuple[Stage | Attention, ...]
+    whole: tuple[Stage | Attention, ...]
     expand: int                 # MLP width / channels
     hidden: int                 # width of the head's dense layer
     per_lead: bool = False      # q, k, v projections of each lead's own
@@ -55,13 +55,13 @@ class Preset:
 
 SMALL = Preset(
     stem=(Stage(16, 11, 2, 0), Stage(24, 7, 2, 1), Stage(32, 7, 2, 1), Stage(48, 7, 2, 1)),
-    local=(Attention(48, 3, 1, 5), Attention(64, 4, 2, 2)),
-    whole=(Attention(64, 4, 2, None),),
+    local=(Attention(48, 3, 1, 5), Stage(64, 5, 2, 1)),
+    whole=(Attention(64, 4, 2, None), Stage(96, 5, 2, 0)),
     expand=2, hidden=48)
 TINY = Preset(
     stem=(Stage(8, 11, 2, 0), Stage(16, 7, 2, 1), Stage(24, 7, 2, 1), Stage(32, 7, 2, 1)),
-    local=(Attention(32, 2, 1, 5), Attention(32, 2, 2, 2)),
-    whole=(Attention(32, 2, 2, None),),
+    local=(Attention(32, 2, 1, 5), Stage(48, 5, 2, 0)),
+    whole=(Attention(48, 3, 1, None),),
     expand=2, hidden=24)
 BRANCH = 0.2    # first gain of what a block adds to its input: near the identity, deep sums learn sooner
 
@@ -95,6 +95,19 @@ class AttentionBlock(nn.Module):
         return x + self.mlp(x)
 
 
+def _blocks(specs, width: int, p: Preset, leads: int) -> tuple[list[nn.Module], int]:
+    """(the blocks of stages and attentions one behind the other, channels behind them)."""
+    blocks: list[nn.Module] = []
+    for spec in specs:
+        if isinstance(spec, Attention):
+            blocks.append(AttentionBlock(width, spec, p.expand, leads, p.per_lead))
+        else:
+            blocks.append(Separable(width, spec.channels, spec.kernel, spec.stride))
+            blocks += [Separable(spec.channels, spec.channels, spec.kernel) for _ in range(spec.depth)]
+        width = spec.channels
+    return blocks, width
+
+
 class LocalLead(nn.Module):
     """The edge network.
 
@@ -108,24 +121,14 @@ class LocalLead(nn.Module):
         super().__init__()
         p = preset if isinstance(preset, Preset) else self.PRESETS[preset]
         first, *stages = p.stem
-        local: list[nn.Module] = [Stem(first.channels, first.kernel, first.stride)]
-        width = first.channels
-        local += [Separable(width, width, first.kernel) for _ in range(first.depth)]
-        for stage in stages:
-            local.append(Separable(width, stage.channels, stage.kernel, stage.stride))
-            width = stage.channels
-            local += [Separable(width, width, stage.kernel) for _ in range(stage.depth)]
-        for spec in p.local:
-            local.append(AttentionBlock(width, spec, p.expand, leads, p.per_lead))
-            width = spec.channels
-        whole = []
-        for spec in p.whole:
-            whole.append(AttentionBlock(width, spec, p.expand, leads, p.per_lead))
-            width = spec.channels
-        self.local, self.whole = nn.Sequential(*local), nn.Sequential(*whole)
+        stem = [Stem(first.channels, first.kernel, first.stride)]
+        stem += [Separable(first.channels, first.channels, first.kernel) for _ in range(first.depth)]
+        local, width = _blocks((*stages, *p.local), first.channels, p, leads)
+        whole, width = _blocks(p.whole, width, p, leads)
+        self.local, self.whole = nn.Sequential(*stem, *local), nn.Sequential(*whole)
         self.head = Head(width, leads, p.hidden, classes, rr)
         span = Span()
-        for block in local:
+        for block in self.local:
             span = block.span(span)
         self.geometry = geometry(span, window)
 
