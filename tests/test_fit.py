@@ -135,7 +135,7 @@ def test_a_batch_lies_on_the_int8_grid_in_millivolt(task):
     assert batch.ecg.dtype == torch.float32 and batch.ecg.shape[:3] == (8, 1, 1)
 
 
-@pytest.mark.parametrize("seconds,hops", [(40, 19), (12, 2), (8.3, 1), (4.0, 1)])
+@pytest.mark.parametrize("seconds,hops", [(40, 19), (12, 3), (8.3, 1), (4.0, 1)])
 def test_crops_hold_whole_hops_and_start_after_the_filters_settled(seconds, hops):
     s = source(seconds=seconds, kinds=PLAIN, records=4)
     for i in range(4):
@@ -433,7 +433,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from train import fit
 import test_fit
 from train.loop import Training
-fit._rr_names = lambda: ("a", "b", "c")
+fit._beat_names = lambda: ("a", "b", "c")
 fit.Fit._shards = lambda self: test_fit.Toy(self.task.name, 10, beats=300, seconds=120.0)
 ended = Training.fit
 def told(self, label="training"):

@@ -60,8 +60,8 @@ SMALL = Preset(
     expand=2, hidden=48)
 TINY = Preset(
     stem=(Stage(8, 11, 2, 0), Stage(16, 7, 2, 1), Stage(24, 7, 2, 1), Stage(32, 7, 2, 1)),
-    local=(Attention(32, 2, 1, 5), Stage(48, 5, 2, 0)),
-    whole=(Attention(48, 3, 1, None),),
+    local=(Attention(32, 2, 1, 5), Stage(40, 5, 2, 0)),
+    whole=(Attention(40, 2, 1, None),),
     expand=2, hidden=24)
 BRANCH = 0.2    # first gain of what a block adds to its input: near the identity, deep sums learn sooner
 
