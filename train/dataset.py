@@ -23,6 +23,7 @@ from train.say import fail
 UV_PER_LSB = 16         # +-2 mV in int8: an R wave of a wearable fits, a P wave of 50 uV still is 3 steps
 RR_PER_ONE = 32         # rr features count 1/32
 VALIDATION_PERCENT = 12
+BEAT_KINDS = Augment(gain=(0.5, 2.0), polarity=0.0)     # beats are told apart by shape, and their lead by name
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ def inner_folds(shards, indices: Sequence[int], count: int) -> list[list[int]]:
 
 
 def source(shards, task, geometry: Geometry, kinds: Augment | None = None, uv_per_lsb: int = UV_PER_LSB):
-    """The batches of a task: beats for the trigger r-peak, records for hop. `kinds` defaults to Augment()."""
+    """The batches of a task: beats for the trigger r-peak, else records. Default `kinds`: BEAT_KINDS or Augment()."""
     if shards.fs != geometry.fs:
         fail(f"shards at {shards.fs} Hz, a network for {geometry.fs} Hz", "the same rate",
              "python train/prepare.py with the network's rate")
     cls = Beats if geometry.trigger == "r-peak" else Records
-    return cls(shards, task, geometry, Augment() if kinds is None else kinds, uv_per_lsb)
+    usual = BEAT_KINDS if geometry.trigger == "r-peak" else Augment()
+    return cls(shards, task, geometry, usual if kinds is None else kinds, uv_per_lsb)
 
 
 def millivolt(q: np.ndarray, uv_per_lsb: int) -> torch.Tensor:

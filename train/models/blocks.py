@@ -57,14 +57,18 @@ class Stem(nn.Module):
         return self.conv(x)
 
 
+HIDDEN_WAVEFORMS = 0.4      # share of training beats whose waveform features the head does not see
+
+
 class Head(nn.Module):
     """Columns to logits: mean over time of every lead, maximum over time and leads, RR code, two dense layers.
 
     The mean keeps the leads apart, so that the dense layer can tell V1 from II; the maximum does not, so that its
-    size does not grow with them.
+    size does not grow with them. In training the waveform's features of some beats are hidden: twenty patients' shapes
+    are soon learnt by heart, and the beat features, which compare a beat with its own patient, would be left unused.
     """
 
-    def __init__(self, channels: int, leads: int, hidden: int, classes: int, rr: int = 0, rr_hidden: int = 16):
+    def __init__(self, channels: int, leads: int, hidden: int, classes: int, rr: int = 0, rr_hidden: int = 32):
         super().__init__()
         self.rr = nn.Sequential(nn.Linear(rr, rr_hidden), nn.ReLU()) if rr else None
         width = channels * (leads + 1) + (rr_hidden if rr else 0)
@@ -73,6 +77,9 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, rr: Tensor | None = None) -> Tensor:     # (batch, channel, lead, column)
         parts = [x.mean(3).flatten(1), x.amax((2, 3))]
+        if self.rr is not None and self.training:
+            seen = (torch.rand(len(x), 1, device=x.device) >= HIDDEN_WAVEFORMS).to(x.dtype)
+            parts = [part * seen for part in parts]
         if self.rr is not None:
             parts.append(self.rr(rr))
         return self.logits(self.hidden(torch.cat(parts, 1)))
