@@ -26,7 +26,8 @@ FORMS = ("int8", "mixed", "float")
 HIDDEN = -1e9           # added to the score of a key outside of the band
 PROBABILITY = 1 / 255   # grid of the attention weights in form int8
 FOLD = 8                # samples of a one-channel input that an integer convolution takes at once
-FULL_UP_TO = 6          # a band of up to this many blocks costs less as one masked square
+LANES = 16              # floats of the widest SIMD vector
+LEAST = 12              # queries of a block of band attention
 
 
 def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
@@ -222,7 +223,7 @@ class _Lowering(OnnxFile):
             score = self.op("Add", [score, self.constant(np.where(hidden, HIDDEN, 0).astype(np.float32))])
         weight = self.weighted(self.op("Softmax", [score], axis=-1))
         y = self.settled(self.op("MatMul", [weight, v]), self.scale(node.output))
-        self.store((node.output,), self.channels_first(y, node.output, query))
+        self.store((node.output,), self.channels_first(y, node, query))
 
     def gathered(self, node: Node, query: np.ndarray, key: np.ndarray) -> list[str]:
         """Native q (head, time, depth), k (head, depth, time) and v (head, time, depth); block in front when blockwise.
@@ -254,13 +255,17 @@ class _Lowering(OnnxFile):
             self.turned[value] = self.op("Transpose", [value], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
         return self.op("Reshape", [self.turned[value], self.ints(time * count, -1)])
 
-    def channels_first(self, value: str, tensor: str, query: np.ndarray) -> str:
+    def channels_first(self, value: str, node: Node, query: np.ndarray) -> str:
         """(head, time, depth) or (block, head, time, depth) -> (1, channel, lead, time)."""
-        channel, lead, time = self.shape(tensor)
-        x = self.op("Transpose", [value], perm=[0, 2, 1, 3] if query.ndim == 2 else [1, 0, 2])
-        if query.size > time:
-            x = self.op("Reshape", [x, self.ints(query.size, channel * lead)])
-            x = self.op("Slice", [x, self.ints(0), self.ints(time), self.ints(0)])
+        channel, lead, time = self.shape(node.output)
+        if query.ndim == 1:
+            x = self.op("Transpose", [value], perm=[1, 0, 2])
+        else:                       # one gather joins the blocks, turns heads and drops the columns beyond the end
+            heads, block = node.attrs["heads"], query.shape[1]
+            at = np.arange(time)[:, None]
+            rows = (at // block * heads + np.arange(heads)) * block + at % block
+            x = self.op("Reshape", [value, self.ints(query.size * heads, -1)])
+            x = self.op("Gather", [x, self.constant(rows.astype(np.int32))])
         x = self.op("Reshape", [x, self.ints(*((1, 1, time, channel) if lead == 1 else (1, time, channel, lead)))])
         return self.op("Transpose", [x], perm=[0, 3, 1, 2] if lead == 1 else [0, 2, 3, 1])
 
@@ -343,6 +348,12 @@ class _Mixed(_Lowering):
         self.store(names, self.op("Transpose", [y], perm=[0, 3, 1, 2]))
         return names
 
+    def add(self, node: Node):
+        """The reference's own integer multipliers as grids: the same sums, rounded once at the same place."""
+        parts = [self.dequantize(self.view(t), m) for t, m in zip(node.inputs, node.attrs["mul"], strict=True)]
+        y = self.settled(self.op("Add", parts), 2.0 ** node.attrs["shift"], node.attrs["relu"])
+        self.store((node.output,), y)
+
     def weight_grid(self, node: Node, first: Node) -> np.ndarray:
         """Per channel, such that a merged sibling lands on its own codes although all share the first one's grid."""
         return node.params["weight_scale"].astype(float) * (self.scale(first.output) / self.scale(node.output))
@@ -390,14 +401,13 @@ def _nats(node: Node) -> float:
 
 
 def _block(time: int, half: int) -> int:
-    """Queries of a block of band attention; `time` for a short band, which costs less as one masked square.
+    """Queries of a block of band attention; `time` where blocks save less than half of the full square.
 
-    The smallest divisor of `time` from 2 to 5 times `half` saves the columns beyond the end, else 2 * half.
+    The keys of a block, block + 2 * half, fill whole SIMD vectors; at least LEAST queries pay for a matrix product.
     """
-    least = max(2 * half, 1)
-    if time <= FULL_UP_TO * least:
-        return time
-    return next((n for n in range(least, 5 * half + 1) if time % n == 0), least)
+    keys = -(-(2 * half + LEAST) // LANES) * LANES
+    block = keys - 2 * half
+    return block if 2 * -(-time // block) * block * keys < time * time else time
 
 
 def _fold(stride: int, source: tuple[int, ...], output: tuple[int, ...]) -> int:

@@ -236,7 +236,7 @@ def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8) 
 
 def like_local_lead(seed: int = 0, leads: int = 1, time: int = 2176, widths=(16, 24, 48, 64), heads=(3, 4),
                     whole: int = 2, classes: int = 4) -> Graph:
-    """The layers and sizes of the edge preset `small`; `tiny` is widths=(8, 16, 32, 32), heads=(2, 2), whole=1."""
+    """About the size of an edge preset: separable stages, two band blocks, `whole` global ones, two dense layers."""
     b = Builder(seed, {"ecg": (leads, time)})
     x = b.conv(b.reshape("ecg", "channel"), widths[0], 11, stride=2)
     for width in widths[1:3]:
