@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from compress.reference import EXP_ONE, EXP_STEP, exp_table
+from compress.reference import EXP_ENTRIES, EXP_ONE, EXP_STEP, exp_table
 from train.models import attention as float_attention
 
 GLOBAL = -1     # the value of `half` that means: every key
@@ -21,7 +21,7 @@ class TableSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, score):
         below = score.amax(-1, keepdim=True) - score
-        index = below.div_(EXP_STEP).add_(0.5).floor_().clamp_(max=255).int()
+        index = below.div_(EXP_STEP).add_(0.5).floor_().clamp_(max=EXP_ENTRIES - 1).int()
         table = torch.from_numpy(exp_table().astype("float32") / EXP_ONE).to(score.device)
         e = torch.nn.functional.embedding(index, table[:, None])[..., 0]
         p = e / e.sum(-1, keepdim=True)

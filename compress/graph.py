@@ -78,8 +78,10 @@ class Graph:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes a device must store: weights, biases, multipliers and tables (scales for other runtimes left out)."""
-        return sum(a.nbytes for n in self.nodes for k, a in n.params.items() if k != "weight_scale")
+        """Bytes a device must store: weights, biases, multipliers, and equal tables once; not other runtimes' scales."""
+        held = [(k, a) for n in self.nodes for k, a in n.params.items() if k != "weight_scale"]
+        tables = {a.tobytes() for k, a in held if k == "table"}
+        return sum(a.nbytes for k, a in held if k != "table") + sum(len(t) for t in tables)
 
     def local_nodes(self) -> tuple[list[Node], list[Node]]:
         """(nodes before the boundary, the rest with the boundary first); GraphError when the graph does not stream."""
@@ -147,11 +149,11 @@ def loads(document: bytes, packed: bytes) -> Graph:
                           {key: arrays[f"{i}.{key}"] for key in n["params"]}) for i, n in enumerate(data["nodes"])]
         tensors = {k: Tensor(tuple(t["shape"]), t["scale"]) for k, t in data["tensors"].items()}
         graph = Graph(data["inputs"], data["output"], tensors, nodes, data["boundary"])
+        check(graph)
     except GraphError:
         raise
     except Exception as error:      # a damaged zip or JSON fails in many ways; all mean the same to the caller
         raise GraphError(f"the graph cannot be read: {error}", "files written by compress/qat.py") from error
-    check(graph)
     return graph
 
 

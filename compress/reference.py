@@ -20,14 +20,15 @@ import numpy as np
 
 from compress.graph import Graph, Node
 
-EXP_STEP = 1 / 32       # nats per table index
+EXP_STEP = 1 / 128      # nats per table index: at 1/32 one in twenty outputs of a band differed from a float softmax
+EXP_ENTRIES = 1024      # 8 nats
 EXP_ONE = 1 << 14       # table[0]
 
 
 def exp_table() -> np.ndarray:
-    """uint16 (256,): exp(-i / 32) in 14 bits; the last entry is 0, so far-off keys vanish."""
-    table = np.rint(EXP_ONE * np.exp(-EXP_STEP * np.arange(256))).astype(np.uint16)
-    table[255] = 0
+    """uint16 (1024,): exp(-i / 128) in 14 bits; the last entry is 0, so far-off keys vanish."""
+    table = np.rint(EXP_ONE * np.exp(-EXP_STEP * np.arange(EXP_ENTRIES))).astype(np.uint16)
+    table[-1] = 0
     return table
 
 
@@ -131,7 +132,7 @@ def dense(n: Node, args, endless: bool) -> np.ndarray:
 def attention(n: Node, args, endless: bool) -> np.ndarray:
     """Lead-joint attention with an integer softmax; (batch, heads * d, lead, time).
 
-    score = sum of q * k over leads and d;  i = min(rescale(max - score, m, k), 255);  e = table[i]
+    score = sum of q * k over leads and d;  i = min(rescale(max - score, m, k), 1023);  e = table[i]
     r = floor(2^40 / sum(e));  rm = (r * out_mul + 2^23) >> 24;  out = clamp8((sum(e * v) * rm + 2^39) >> 40)
     A band sees the keys t-half..t+half that exist; on an endless record it waits for its right half.
     """
@@ -151,7 +152,7 @@ def attention(n: Node, args, endless: bool) -> np.ndarray:
             seen = np.abs(np.arange(start, stop)[:, None] - np.arange(lo, hi)[None]) <= half
         score = np.where(seen, score, np.iinfo(np.int32).min)
         below = np.where(seen, score.max(-1, keepdims=True) - score, 0)
-        index = np.minimum(rescale(below, n.attrs["score_mul"], n.attrs["score_shift"]), 255)
+        index = np.minimum(rescale(below, n.attrs["score_mul"], n.attrs["score_shift"]), EXP_ENTRIES - 1)
         e = np.where(seen, n.params["table"][index], 0).astype(np.int64)
         reciprocal = (1 << 40) // e.sum(-1)                                    # (batch, head, time)
         reciprocal = (reciprocal * n.attrs["out_mul"] + (1 << 23)) >> 24

@@ -87,6 +87,23 @@ def test_damaged_files_are_a_graph_error_or_load_whole(data):
         pass
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_graph_json_with_a_wrong_value_is_a_graph_error_or_loads_whole(data):
+    document, arrays = graphs.dumps(make.streaming())
+    place = changed = json.loads(document)
+    while True:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not (isinstance(place[key], (dict, list)) and place[key] and data.draw(st.integers(0, 4))):
+            break
+        place = place[key]
+    place[key] = data.draw(st.sampled_from([None, -1, 0, 1.5, "x", [], {}, True, 10**12, [1, 2]]))
+    try:
+        graphs.loads(json.dumps(changed).encode(), arrays)
+    except GraphError:
+        pass
+
+
 def test_a_pickled_array_is_refused():
     document, _ = graphs.dumps(make.streaming())
     packed = io.BytesIO()
