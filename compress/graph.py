@@ -78,7 +78,7 @@ class Graph:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes a device must store: weights, biases, multipliers, and equal tables once; not other runtimes' scales."""
+        """Bytes a device must store: weights, biases, multipliers, equal tables once; no scales of other runtimes."""
         held = [(k, a) for n in self.nodes for k, a in n.params.items() if k != "weight_scale"]
         tables = {a.tobytes() for k, a in held if k == "table"}
         return sum(a.nbytes for k, a in held if k != "table") + sum(len(t) for t in tables)

@@ -18,7 +18,7 @@ import numpy as np
 from compress import graph as graphs
 from compress.graph import Graph
 from train import manifest as manifests
-from train import runs
+from train import runs, score
 from train.manifest import Manifest
 from train.say import UserError, choose
 
@@ -88,13 +88,8 @@ def compare(manifest: Manifest, expected: np.ndarray, got: np.ndarray) -> Agreem
 
 def labels(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     """What one window alone says: class index (window,), or presence (window, class) for a threshold rule."""
-    score = logits.astype(int) * 256 + np.array(manifest.decision.offsets) * (-1 if threshold(manifest) else 1)
-    return score >= 0 if threshold(manifest) else score.argmax(1)
-
-
-def threshold(manifest: Manifest) -> bool:
-    """True when classes are present or absent each by itself."""
-    return manifest.decision.rule == "threshold"
+    rule = manifest.decision
+    return score.decide(logits, np.ones(len(logits), int), rule.rule, rule.offsets)
 
 
 def open_run(run: str | Path) -> tuple[Manifest, Graph]:
