@@ -21,6 +21,7 @@ from compress.attention import attend
 from compress.fold import fold
 from compress.graph import Graph
 
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
     # torchao reports GPU kernels that this PyTorch cannot load; none of them is used here
     warnings.simplefilter("ignore")
@@ -95,7 +96,9 @@ class Program:
 
     def convert(self) -> tuple[torch.fx.GraphModule, Graph]:
         """(the converted program, the integer graph frozen from it); the program itself stays trainable."""
-        converted = convert_pt2e(copy.deepcopy(self.module))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)      # copying a program touches what PyTorch renames
+            converted = convert_pt2e(copy.deepcopy(self.module))
         return converted, freeze(converted, self.shapes, self.streaming)
 
 

@@ -59,7 +59,7 @@ def judged(tmp_path_factory):
         synth.write_wfdb(made, folder / "mitdb", name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEADEDGE_CACHE", str(folder / "cache"))
-        patch.setattr("train.fit.recipe", lambda trigger: loop.Recipe(epochs=2, batch=128))
+        patch.setattr("train.fit.recipe", lambda task: loop.Recipe(epochs=2, batch=128))
         patch.setattr("train.fit.INNER_FOLDS", 2)
         data = ["--data", str(folder / "mitdb")]
         words = ["--preset", "tiny", "--task", "mitbih", "--run", str(folder / "run"), "--epochs", "1", *data]

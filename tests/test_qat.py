@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEADEDGE_CACHE", str(folder / "cache"))
         patch.setattr(tasks, "SYNTHETIC_RECORDS", {"train": 36, "test": 12})
-        patch.setattr("train.fit.recipe", lambda trigger: loop.Recipe(epochs=1))
+        patch.setattr("train.fit.recipe", lambda task: loop.Recipe(epochs=1))
         result = call(qat, "--arch", "local-lead", "--preset", "tiny", "--run", folder / "run", "--epochs", 1)
         yield folder / "run", result
 

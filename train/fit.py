@@ -48,10 +48,12 @@ class Job:
     resume: bool = False
 
 
-def recipe(trigger: str):
-    """The recipe of a kind of task; beats are short, so a batch holds many."""
+def recipe(task):
+    """The recipe of a task: beats are short, so a batch holds many; the synthetic task is a first look, not a goal."""
     from train.loop import Recipe
-    return Recipe(epochs=6, batch=256, lr=4e-3, mean=0.995) if trigger == "r-peak" else Recipe()
+    if task.trigger == "r-peak":
+        return Recipe(epochs=6, batch=256, mean=0.995)
+    return Recipe(epochs=10) if task.name == "synthetic" else Recipe()
 
 
 def fit(job: Job) -> dict:
@@ -94,7 +96,7 @@ class Fit:
         self.parts = dataset.split(self.shards, job.fold)
         default = INNER_FOLDS if self.task.trigger == "r-peak" else 0
         self.folds = default if job.folds is None else job.folds
-        self.recipe = recipe(self.task.trigger)
+        self.recipe = recipe(self.task)
         if job.epochs is not None:
             self.recipe = replace(self.recipe, epochs=job.epochs)
 

@@ -122,7 +122,7 @@ def _synthetic_split(entry: Entry, fold: int) -> str:
     return "train" if entry.name.startswith("train") else "test"
 
 
-SYNTHETIC_RECORDS = {"train": 3000, "test": 600}        # 30 s each
+SYNTHETIC_RECORDS = {"train": 2400, "test": 400}        # 30 s each
 SYNTHETIC_SEED = 1
 SYNTHETIC = Task(
     "synthetic", "synthetic", tuple(_RHYTHMS[c] for c in "NAO"), ("I",), "hop", "patient",
