@@ -66,7 +66,7 @@ class Quantize:
         main = self._forms(self.net, whole if folds else self.parts["train"], "QAT")
         held = [self._out_of_fold(*fold) for fold in folds] or [self._logits(main, self.parts["validation"])]
         rules = self._rules(held)
-        result = self._score(main, rules)
+        result = self._score(main, rules) | {"out_of_fold": self._fitted(held, rules)}
         result |= {"run": str(self.run), "agreement": main.agreement, "history": main.history,
                    "weight_bytes": main.graph.weight_bytes, "machine": say.machine(),
                    "seconds": round(sum(h["seconds"] for h in main.history), 1)}
@@ -121,6 +121,15 @@ class Quantize:
         from compress.report import FORMS, fit_rule
         vote = 1 if self.draft.trigger.kind == "r-peak" else 0
         return {form: fit_rule(Logits.join([h[form] for h in held]), self.task.name, vote) for form in FORMS}
+
+    def _fitted(self, held: list[dict], rules: dict) -> dict:
+        """How the rules do on the records they were fitted on, per form; for choosing, never for reporting."""
+        from compress import report
+        from compress.evaluate import Logits
+        say.info("out of fold, where the rules were fitted:")
+        logits = {form: Logits.join([h[form] for h in held]) for form in rules}
+        return {form: report.fitted(form, x, x.decided(rules[form]), self.classes, self.task.name)
+                for form, x in logits.items()}
 
     def _score(self, main: Forms, rules: dict) -> dict:
         """The table on the development test; on the validation part when there are no test records."""

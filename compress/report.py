@@ -64,6 +64,15 @@ def _sentence(form: str, s: dict, base: bool, first: str) -> str:
     return text
 
 
+def fitted(form: str, logits: Logits, decided: np.ndarray, classes: list[str], task: str) -> dict:
+    """Print and return Se and +P per class without intervals."""
+    conf = logits.confusion(decided, len(classes)).sum(0)
+    s = score.per_class(conf, score.AAMI_FORGIVEN if task == "mitbih" else ())
+    rows = {name: {"se": float(s.se[k]), "ppv": float(s.ppv[k])} for k, name in enumerate(classes)}
+    say.info(f"{form:20s} " + "   ".join(f"{name} Se {v['se']:.3f} +P {v['ppv']:.3f}" for name, v in rows.items()))
+    return rows | {"mean_f1": float(mean_f1(task)(conf))}
+
+
 def flips(before: np.ndarray, after: np.ndarray, logits: Logits, classes: list[str], most: int = 10) -> dict:
     """Print and return how many rows changed class, and the first `most` of those that changed from right to wrong."""
     changed = np.flatnonzero(before != after)
