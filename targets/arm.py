@@ -166,4 +166,4 @@ def flash(built: Built, port: str | None) -> None:
     """Nothing is flashed under Linux."""
     run_folder = built.path.parent.parent
     say.info(f"copy the folder {run_folder} to the board (scp -r {run_folder} user@board:) and run there: "
-             f"python firmware_bridge/live.py --run {run_folder.name} --target arm")
+             f"python targets/deploy.py --run {run_folder.name} --target arm, which measures and chooses on the board")
