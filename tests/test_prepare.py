@@ -312,7 +312,7 @@ def test_annotated_beats_of_real_records_lie_on_their_deflections(name):
         "atr": records.Annotation(atr.sample[:early], atr.symbol[:early], atr.aux[:early])})
     spec = frontend.design(FS)
     x = frontend.filter_record(spec, cut.pick(("MLII",)), 360)
-    beats, _ = prepare._beats(tasks.TASKS["mitbih"], spec, cut, x.shape[1])
+    beats, _ = prepare._beats(tasks.TASKS["mitbih"], spec, cut, x)
     slope = np.abs(np.diff(x[0].astype(int)))
     near = [slope[r - 10:r + 11].max() for r in beats["sample"] if 20 < r < len(slope) - 20]
     assert len(beats) > 15 and np.median(near) > 5 * np.median(slope)
