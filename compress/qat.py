@@ -28,7 +28,7 @@ EPOCHS = {"hop": 3, "r-peak": 4}
 FIRST_LOOK = {"synthetic": 1}       # epochs of tasks whose figures are no goal
 LR = {"hop": 5e-4, "r-peak": 5e-4}
 BATCH = {"hop": 32, "r-peak": 256}
-GOLDEN = 256            # windows
+GOLDEN = {"hop": 256, "r-peak": 1024}       # windows; about half a megabyte
 
 
 @dataclass
@@ -155,7 +155,7 @@ class Quantize:
         from compress.freeze import export_scales
         from compress.graph import dumps
         part = self.parts["validation"] or self.parts["train"]
-        golden = evaluate.sample(self.source, graph.inputs, part, GOLDEN)
+        golden = evaluate.sample(self.source, graph.inputs, part, GOLDEN[self.draft.trigger.kind])
         export_scales(graph, {k: v[:64] for k, v in golden.items()})
         packed = io.BytesIO()
         np.savez(packed, **{f"in.{k}": v for k, v in golden.items()}, out=reference.run(graph, golden))
