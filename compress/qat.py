@@ -51,6 +51,9 @@ class Quantize:
         self.run, self.seed = pathlib.Path(run), seed
         self.draft, self.net = fit.load(run)
         self.task = tasks.find(self.draft.task)
+        if self.task.multi_label:
+            raise UserError(f"{run}: task {self.task.name} is multi-label; its decision rule cannot be fitted yet",
+                            "a task with one class per record or beat: synthetic, cinc2017, mitbih")
         leads = ",".join(self.draft.waveform.leads)
         self.shards = open_shards(prepare(self.task, data, leads=leads))
         self.source = dataset.source(self.shards, self.task, self.net.geometry)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from compress.graph import Graph, Node
+from train.say import GraphError
 
 EXP_STEP = 1 / 128      # nats per table index: at 1/32 one in twenty outputs of a band differed from a float softmax
 EXP_ENTRIES = 1024      # 8 nats
@@ -64,7 +65,8 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
     execute(local, values, endless=True)
     columns = values[rest[0].inputs[0]]
     stride = column_stride(graph)
-    assert hop % stride == 0, "the manifest allows only hops that are multiples of the total stride"
+    if hop <= 0 or hop % stride:
+        raise GraphError(f"a hop of {hop} samples", f"a multiple of the total stride {stride}", "train with such a hop")
     start, stop = rest[0].attrs["start"], rest[0].attrs["stop"]
     hops = np.arange(0, x.shape[1] - window + 1, hop) // stride
     if not len(hops):

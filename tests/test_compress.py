@@ -101,6 +101,8 @@ def test_streaming_equals_the_window_wherever_the_window_lies(frozen):
     streamed = reference.stream(g, {"ecg": record}, hop)
     assert len(streamed) == 6
     np.testing.assert_array_equal(streamed, reference.run(g, {"ecg": crops}))
+    with pytest.raises(GraphError, match="multiple of the total stride"):
+        reference.stream(g, {"ecg": record}, hop + 1)
     short = reference.stream(g, {"ecg": record[:, :window - 1]}, hop)
     assert short.shape == (0, streamed.shape[1])
 

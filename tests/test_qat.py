@@ -111,6 +111,15 @@ def test_accuracy_of_the_reference_repeats_the_figures_of_quantization(run, monk
     assert 0 <= found["auroc_a_n"] <= 1
 
 
+def test_a_multi_label_run_is_refused_in_a_sentence(tmp_path, monkeypatch, run):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    data = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(data | {"task": "ptbxl"}))
+    monkeypatch.setattr("train.fit.load", lambda folder: (manifest.load(folder), None))
+    with pytest.raises(UserError, match="multi-label"):
+        call(qat, "--run", copy)
+
+
 def test_an_unknown_architecture_is_answered_with_the_nearest(tmp_path, capsys):
     code = say.run(qat.main, qat.parser(), ["--arch", "local-leed", "--run", str(tmp_path / "r")])
     assert code == 1
