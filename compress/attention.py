@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention as one torch.library op that evaluates the integer graph's exp table: training sees what devices compute.
+"""Attention as one custom op of PyTorch that evaluates the integer exp table: training sees what devices compute.
 
 q, k, v are (batch, heads * d, lead, time); windows and the lead-joint score are those of train.models.attention,
 only its softmax is replaced.
@@ -8,6 +8,7 @@ only its softmax is replaced.
 from __future__ import annotations
 
 import torch
+from torch import library
 
 from compress.reference import EXP_ENTRIES, EXP_ONE, EXP_STEP, exp_table
 from train.models import attention as float_attention
@@ -34,7 +35,7 @@ class TableSoftmax(torch.autograd.Function):
         return p * (gradient - (gradient * p).sum(-1, keepdim=True))
 
 
-@torch.library.custom_op("leadedge::attention", mutates_args=())
+@library.custom_op("leadedge::attention", mutates_args=())
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, half: int) -> torch.Tensor:
     """Lead-joint attention over the keys t-half..t+half that exist, or over all keys when half is GLOBAL."""
     window = None if half == GLOBAL else half

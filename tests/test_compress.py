@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 
 from compress import agree, graph, reference, rule
 from compress.attention import GLOBAL, attend
@@ -128,7 +128,7 @@ def test_quantization_aware_training_reaches_every_weight(frozen):
 @pytest.mark.parametrize("leads", [1, 3])
 def test_the_attention_op_passes_opcheck(half, leads):
     q, k, v = (torch.randn(2, 8, leads, 20, requires_grad=True) for _ in range(3))
-    torch.library.opcheck(torch.ops.leadedge.attention.default, (q, k, v, 2, half))
+    library.opcheck(torch.ops.leadedge.attention.default, (q, k, v, 2, half))
 
 
 @pytest.mark.parametrize("window", [None, 4])
