@@ -72,10 +72,6 @@ class Graph:
     nodes: list[Node]
     boundary: str | None = None
 
-    def producer(self, tensor: str) -> Node | None:
-        """The node that writes `tensor`, or None for an input."""
-        return next((n for n in self.nodes if n.output == tensor), None)
-
     @property
     def weight_bytes(self) -> int:
         """Bytes a device must store: weights, biases, multipliers, equal tables once; no scales of other runtimes."""

@@ -86,14 +86,6 @@ class Program:
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.module(*inputs)
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of everything that training changes."""
-        return {k: v.clone() for k, v in self.module.state_dict().items()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go back to a state()."""
-        self.module.load_state_dict(state)
-
     def convert(self) -> tuple[torch.fx.GraphModule, Graph]:
         """(the converted program, the integer graph frozen from it); the program itself stays trainable."""
         with warnings.catch_warnings():
