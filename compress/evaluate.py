@@ -118,10 +118,10 @@ def _walk(source, indices, label: str, record_logits: Callable, window_logits: C
                 truth.append(aami(table["symbol"]))
                 counts.append(np.ones(len(found), np.int64))
             else:
-                logits = record_logits(source.evaluate(i)).astype(np.int64)
-                found = logits.sum(0, keepdims=True)
+                total, windows = score.vote(record_logits(source.evaluate(i)))
+                found = total[-1:]
                 truth.append(np.array([record["labels"][0]]))
-                counts.append(np.array([len(logits)]))
+                counts.append(windows[-1:])
             sums.append(found)
             unit.append(np.full(len(found), record["name"]))
             advance(1)

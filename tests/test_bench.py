@@ -15,7 +15,6 @@ import pytest
 import targets
 from bench import doctor, latency, parity
 from compress import reference
-from targets import deploy
 from tests import graphs as make
 from train import manifest, runs, say
 
@@ -28,19 +27,6 @@ needs_arm = pytest.mark.skipif(absent is not None, reason=str(absent))
 def cli(script, *words):
     """Exit code of a script's main."""
     return say.run(script.main, script.parser(), list(map(str, words)))
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A run that is built for arm, measured briefly."""
-    if absent:
-        pytest.skip(absent)
-    from targets import arm
-    run = make.write_run(tmp_path_factory.mktemp("runs") / "r", make.every_kind(), golden=100)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arm, "SECONDS", 0.05)
-        assert cli(deploy, "--run", run, "--target", "arm") == 0
-    return run
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -72,12 +72,6 @@ def test_auroc_agrees_with_counting_pairs(pairs):
     assert got == pytest.approx(np.mean((better > 0) + 0.5 * (better == 0)))
 
 
-def test_multi_label_counts_are_per_class():
-    tp, fp, fn = score.counts_multi_label([[1, 0], [1, 1]], [[1, 1], [0, 1]])
-    assert (tp.tolist(), fp.tolist(), fn.tolist()) == ([1, 1], [0, 1], [1, 0])
-    assert score.scores(tp, fp, fn).se.tolist() == [0.5, 1.0]
-
-
 def test_units_are_summed_in_order_of_appearance():
     tables = score.by_unit([0, 1, 1], [0, 1, 0], ["b", "a", "b"], 2)
     assert tables.tolist() == [[[1, 0], [1, 0]], [[0, 0], [0, 1]]]

@@ -30,19 +30,6 @@ def cli(*words):
     return say.run(deploy.main, deploy.parser(), list(map(str, words)))
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A run that is built for arm, measured briefly."""
-    from targets import arm
-    if absent:
-        pytest.skip(absent)
-    run = make.write_run(tmp_path_factory.mktemp("runs") / "r", make.every_kind(), golden=100)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arm, "SECONDS", 0.05)
-        assert cli("--run", run, "--target", "arm") == 0
-    return run
-
-
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_a_target_has_every_verb(name):
     module = targets.load(name)

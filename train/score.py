@@ -62,12 +62,6 @@ def counts(conf: np.ndarray, forgiven: Iterable[tuple[int, int]] = ()) -> tuple[
     return tp, called - tp, conf.sum(-1)[..., :classes] - tp
 
 
-def counts_multi_label(truth, predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positives, false positives, false negatives per class from boolean (record, class) arrays."""
-    truth, predicted = np.asarray(truth, bool), np.asarray(predicted, bool)
-    return (truth & predicted).sum(0), (~truth & predicted).sum(0), (truth & ~predicted).sum(0)
-
-
 def scores(tp, fp, fn) -> Scores:
     """Se, +P and F1 from counts of any equal shape."""
     return Scores(_ratio(tp, tp + fn), _ratio(tp, tp + fp), _ratio(2 * tp, 2 * tp + fp + fn), tp + fn)
