@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from compress.evaluate import AAMI_ROWS, BEATS, Logits, aami
-from train import rpeak, say, score, template
+from train import rpeak, say, score, sides
 
 TOLERANCE_S = 0.15
 LEARNING_S = 300        # end-to-end counts from 5:00
@@ -105,10 +105,10 @@ def _record(manifest, graph, source, i: int) -> np.ndarray:
     """Confusion (N S V F Q extra, N S V missed) of one record."""
     from compress import reference
     fs, shards = source.shards.fs, source.shards
-    signal = shards.signal(i)
-    found = rpeak.detect(signal[0], fs)
-    codes, rr = source.around(i, found), template.beat_features(signal[0], found, fs)
-    parts = [reference.run(graph, {graph.inputs[0]: codes[n:n + BEATS], graph.inputs[1]: rr[n:n + BEATS]})
+    found = rpeak.detect(shards.signal(i)[0], fs)
+    codes = source.around(i, found), *sides.of_beats(shards, i, source.names, found)
+    inputs = dict(zip(graph.inputs, codes, strict=True))
+    parts = [reference.run(graph, {name: c[n:n + BEATS] for name, c in inputs.items()})
              for n in range(0, len(found), BEATS)]
     logits = np.concatenate(parts) if parts else np.zeros((0, 3), np.int8)
     called = score.decide(logits, np.ones(len(logits), int), manifest.decision.rule, manifest.decision.offsets)

@@ -19,7 +19,8 @@ def opened(run: str, data: str | None, task: str | None = None):
         say.fail(f"{run} was trained behind another front end than this release has", "the same constants",
                  "train it again, or use the release that trained it")
     where = evaluate.geometry(manifest, graph)
-    return manifest, graph, dataset.source(shards, task, where, uv_per_lsb=round(manifest.waveform.lsb))
+    return manifest, graph, dataset.source(shards, task, where, graph.inputs[1:],
+                                           uv_per_lsb=round(manifest.waveform.lsb))
 
 
 def held_out(manifest, source) -> dict[str, list[int]]:

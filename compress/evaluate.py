@@ -74,11 +74,11 @@ def _integer(graph: Graph, geometry, run: Callable | None) -> tuple[Callable, Ca
         inputs = dict(zip(graph.inputs, codes, strict=True))
         return reference.run(graph, inputs) if run is None else run(inputs)
 
-    def record_logits(codes: np.ndarray) -> np.ndarray:
+    def record_logits(ecg: np.ndarray, *codes: np.ndarray) -> np.ndarray:
         if run is None and graph.boundary is not None:
-            return reference.stream(graph, {graph.inputs[0]: codes}, geometry.hop)
-        starts = range(0, codes.shape[1] - geometry.window + 1, geometry.hop)
-        return window_logits(np.stack([codes[:, i:i + geometry.window] for i in starts]))
+            return reference.stream(graph, dict(zip(graph.inputs, (ecg, *codes), strict=True)), geometry.hop)
+        starts = range(0, ecg.shape[1] - geometry.window + 1, geometry.hop)
+        return window_logits(np.stack([ecg[:, i:i + geometry.window] for i in starts]), *codes)
     return window_logits, record_logits
 
 
@@ -86,18 +86,18 @@ def floating(net, source, indices: Iterable[int], label: str = "float") -> Logit
     """The float network on the same records and the same int8 inputs."""
     import torch
 
-    from train.dataset import RR_PER_ONE, millivolt
+    from train.dataset import millivolt
 
     def steps(logits: torch.Tensor) -> np.ndarray:
         return np.rint(logits.numpy() / FLOAT_STEP).astype(np.int64)
 
-    def record_logits(codes: np.ndarray) -> np.ndarray:
+    def record_logits(ecg: np.ndarray, *codes: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return steps(net.vote(millivolt(codes[None], source.uv_per_lsb))[0])
+            return steps(net.vote(millivolt(ecg[None], source.uv_per_lsb), *(c[None] for c in source.real(codes)))[0])
 
-    def window_logits(ecg: np.ndarray, *rr: np.ndarray) -> np.ndarray:
+    def window_logits(ecg: np.ndarray, *codes: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return steps(net(millivolt(ecg, source.uv_per_lsb), *(torch.from_numpy(r) / RR_PER_ONE for r in rr)))
+            return steps(net(millivolt(ecg, source.uv_per_lsb), *source.real(codes)))
     net.eval()
     return _walk(source, indices, label, record_logits, window_logits, FLOAT_STEP)
 
@@ -118,7 +118,7 @@ def _walk(source, indices, label: str, record_logits: Callable, window_logits: C
                 truth.append(aami(table["symbol"]))
                 counts.append(np.ones(len(found), np.int64))
             else:
-                total, windows = score.vote(record_logits(source.evaluate(i)))
+                total, windows = score.vote(record_logits(*source.evaluate(i)))
                 found = total[-1:]
                 truth.append(np.array([record["labels"][0]]))
                 counts.append(windows[-1:])
@@ -133,8 +133,7 @@ def sample(source, names: Sequence[str], indices: Sequence[int], most: int) -> d
     each = max(1, -(-most // len(indices)))
     rows = []
     for i in list(indices)[:: max(1, len(indices) * each // most)]:
-        found = source.inputs(i)
-        arrays = found if isinstance(found, tuple) else (found,)
+        arrays = source.inputs(i)
         pick = np.linspace(0, len(arrays[0]) - 1, min(each, len(arrays[0]))).astype(int)
         rows.append([a[pick] for a in arrays])
     return {name: np.concatenate(parts)[:most] for name, parts in zip(names, zip(*rows, strict=True), strict=True)}

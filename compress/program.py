@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A float network as an exported program: one graph that folds, quantizes, trains and converts.
 
-The only file that drives torchao. Program inputs are ecg (batch, lead, window) in millivolt and, for beat tasks,
-rr (batch, K); the output is logits (batch, class).
+The only file that drives torchao. Program inputs are ecg (batch, lead, window) in millivolt and the network's side
+inputs (batch, *shape); the output is logits (batch, class).
 """
 
 from __future__ import annotations
@@ -40,15 +40,8 @@ class Port(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, ecg: Tensor) -> Tensor:       # (batch, lead, window)
-        return self.net(ecg.unsqueeze(1))
-
-
-class BeatPort(Port):
-    """The same with the RR features of the beat."""
-
-    def forward(self, ecg: Tensor, rr: Tensor) -> Tensor:
-        return self.net(ecg.unsqueeze(1), rr)
+    def forward(self, ecg: Tensor, *sides: Tensor) -> Tensor:       # (batch, lead, window), (batch, *shape)
+        return self.net(ecg.unsqueeze(1), *sides)
 
 
 class Program:
@@ -61,10 +54,10 @@ class Program:
             if hasattr(module, "attend_fn"):
                 module.attend_fn = attend
         example = tuple(torch.zeros(2, *shape) for shape in shapes.values())
-        batch = torch.export.Dim("batch", min=1)
-        exported = torch.export.export((BeatPort if len(shapes) > 1 else Port)(net), example,
-                                       dynamic_shapes=tuple({0: batch} for _ in example))
-        folded = fold(exported.module(check_guards=False))
+        batch = {0: torch.export.Dim("batch", min=1)}
+        sides = ((batch,) * (len(example) - 1),) if len(example) > 1 else ()
+        exported = torch.export.export(Port(net), example, dynamic_shapes=(batch, *sides))
+        folded = fold(_named(exported.module(check_guards=False), shapes))
         self.module = prepare_qat_pt2e(folded, IntegerQuantizer(scales))
         self.module.apply(pt2e.disable_fake_quant)
 
@@ -92,6 +85,14 @@ class Program:
             warnings.simplefilter("ignore", FutureWarning)      # copying a program touches what PyTorch renames
             converted = convert_pt2e(copy.deepcopy(self.module))
         return converted, freeze(converted, self.shapes, self.streaming)
+
+
+def _named(program: torch.fx.GraphModule, names) -> torch.fx.GraphModule:
+    """Program inputs get the names of the manifest's inputs, in order."""
+    for node, name in zip(program.graph.find_nodes(op="placeholder"), names, strict=True):
+        node.name = node.target = name
+    program.recompile()
+    return program
 
 
 def tensors(codes: dict[str, np.ndarray], scales: dict[str, float]) -> list[Tensor]:

@@ -48,6 +48,7 @@ class Quantize:
     def __init__(self, run: str, data: str | None, epochs: int | None, seed: int):
         from train import dataset, fit, tasks
         from train.prepare import open_shards, prepare
+        from train.sides import SIDES
         self.run, self.seed = pathlib.Path(run), seed
         self.draft, self.net = fit.load(run)
         self.task = tasks.find(self.draft.task)
@@ -56,12 +57,12 @@ class Quantize:
                             "a task with one class per record or beat: synthetic, cinc2017, mitbih")
         leads = ",".join(self.draft.waveform.leads)
         self.shards = open_shards(prepare(self.task, data, leads=leads))
-        self.source = dataset.source(self.shards, self.task, self.net.geometry)
+        self.source = dataset.source(self.shards, self.task, self.net.geometry, self.net.sides)
         self.parts = dataset.split(self.shards, self.draft.provenance.get("fold", 0))
         kind = self.draft.trigger.kind
         self.epochs = epochs or FIRST_LOOK.get(self.task.name, EPOCHS[kind])
         self.lr, self.batch = LR[kind], BATCH[kind]
-        self.scales = {i.name: i.lsb / 1000 if i.kind == "waveform" else i.lsb / 32 for i in self.draft.inputs}
+        self.scales = {i.name: i.lsb / 1000 if i.kind == "waveform" else SIDES[i.name].one for i in self.draft.inputs}
         self.classes = [c.name for c in self.draft.classes]
 
     def all(self) -> dict:

@@ -53,12 +53,13 @@ def run(graph: Graph, inputs: dict[str, np.ndarray], trace: bool = False):
 def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
     """Evaluate an endless record at every hop; the definition of streaming.
 
-    record: the waveform as int8 (lead, time). Local layers run over the whole record, padded before sample 0 only;
-    a column exists once every sample and column it looks at exists. The first decision falls when the graph's window
-    of samples is complete, the next ones every `hop` samples. Returns int8 (hop, class).
+    record: the waveform, the graph's first input, as int8 (lead, time), and side inputs as int8 (hop, *shape). Local
+    layers run over the whole record, padded before sample 0 only; a column exists once every sample and column it looks
+    at exists. The first decision falls when the graph's window of samples is complete, the next ones every `hop`
+    samples. Returns int8 (hop, class).
     """
     local, rest = graph.local_nodes()
-    name, = graph.inputs
+    name, *sides = graph.inputs
     x = np.asarray(record[name])
     window = graph.tensors[name].shape[1]
     values = {name: x[None]}
@@ -72,7 +73,7 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
     if not len(hops):
         return np.zeros((0, *graph.tensors[graph.output].shape), np.int8)
     batch = np.concatenate([columns[..., c + start:c + stop] for c in hops])
-    values = {rest[0].output: batch}
+    values = {rest[0].output: batch} | {side: np.asarray(record[side]) for side in sides}
     execute(rest[1:], values)
     return values[graph.output]
 

@@ -21,15 +21,15 @@ WINDOWS = 3             # windows drawn from each crop
 def inputs(batch, hop: int, window: int, rng: np.random.Generator, count: int = WINDOWS):
     """(program inputs, window numbers): the batch as it is for beats, `count` windows of each crop for records.
 
-    ecg (batch, 1, lead, time) becomes (batch * count, lead, window), recording by recording.
+    ecg (batch, 1, lead, time) becomes (batch * count, lead, window), recording by recording; side inputs likewise.
     """
     ecg = batch.ecg[:, 0]
     if not batch.crop:
-        return [ecg] if batch.rr is None else [ecg, batch.rr], None
+        return [ecg, *batch.sides], None
     total = (ecg.shape[-1] - window) // hop + 1
     pick = np.sort(rng.permutation(total)[:count])
     crops = torch.stack([ecg[..., n * hop:n * hop + window] for n in pick], 1)
-    return [crops.flatten(0, 1)], pick
+    return [crops.flatten(0, 1), *(side[:, pick].flatten(0, 1) for side in batch.sides)], pick
 
 
 def calibrate(program: Program, source, indices, size: int, seed: int) -> None:
@@ -62,7 +62,8 @@ def tune(program: Program, teacher: torch.nn.Module, source, indices, epochs: in
             for batch in source.epoch(indices, size, seed, 10_000 + epoch):
                 x, pick = inputs(batch, g.hop, g.window, rng)
                 with torch.no_grad():
-                    wanted = teacher(batch.ecg, *x[1:]) if pick is None else teacher.vote(batch.ecg)[:, pick]
+                    wanted = (teacher(batch.ecg, *batch.sides) if pick is None
+                              else teacher.vote(batch.ecg, *batch.sides)[:, pick])
                 loss = _loss(program(*x), wanted, batch.target, weights)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

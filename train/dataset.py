@@ -2,7 +2,7 @@
 """From shards to batches: who trains and who validates, crops of records, windows around beats, the int8 grid.
 
 The network's input is what a device feeds it: int16 microvolts of the front end, quantized to int8, as millivolt:
-ecg float32 (batch, 1, lead, time) = quantize(x) * uv_per_lsb / 1000; rr float32 (batch, K) = int8 / 32.
+ecg float32 (batch, 1, lead, time) = quantize(x) * uv_per_lsb / 1000. Side inputs are those of train/sides.py.
 A source gives training batches (augmented, in an order drawn from (seed, epoch) only) and evaluation windows.
 """
 
@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from train import frontend
+from train import frontend, sides
 from train.augment import PLAIN, Augment, augment, jitter
 from train.models.geometry import Geometry
 from train.say import fail
 
 UV_PER_LSB = 16         # +-2 mV in int8: an R wave of a wearable fits, a P wave of 50 uV still is 3 steps
-RR_PER_ONE = 32         # rr features count 1/32
 VALIDATION_PERCENT = 12
 BEAT_KINDS = Augment(gain=(0.5, 2.0), polarity=0.0)     # beats are told apart by shape, and their lead by name
 
@@ -29,17 +28,17 @@ BEAT_KINDS = Augment(gain=(0.5, 2.0), polarity=0.0)     # beats are told apart b
 @dataclass(frozen=True)
 class Batch:
     """`target` is int64 (batch,) or, multi-label, float32 (batch, class). With `crop` true, ecg holds several windows
-    of each record, whose logits are averaged."""
+    of each record, whose logits are averaged, and `sides` are (batch, window, *shape), one window a hop."""
 
     ecg: torch.Tensor
-    rr: torch.Tensor | None
+    sides: tuple[torch.Tensor, ...]
     target: torch.Tensor
     crop: bool
 
     def to(self, device) -> Batch:
         """The batch on another device."""
-        rr = None if self.rr is None else self.rr.to(device, non_blocking=True)
-        return replace(self, ecg=self.ecg.to(device, non_blocking=True), rr=rr,
+        sides = tuple(side.to(device, non_blocking=True) for side in self.sides)
+        return replace(self, ecg=self.ecg.to(device, non_blocking=True), sides=sides,
                        target=self.target.to(device, non_blocking=True))
 
 
@@ -80,14 +79,18 @@ def inner_folds(shards, indices: Sequence[int], count: int) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
-def source(shards, task, geometry: Geometry, kinds: Augment | None = None, uv_per_lsb: int = UV_PER_LSB):
-    """The batches of a task: beats for the trigger r-peak, else records. Default `kinds`: BEAT_KINDS or Augment()."""
+def source(shards, task, geometry: Geometry, names: Sequence[str] = (), kinds: Augment | None = None,
+           uv_per_lsb: int = UV_PER_LSB):
+    """The batches of a task: beats for the trigger r-peak, else records. Default `kinds`: BEAT_KINDS or Augment().
+
+    `names` are the side inputs that the network takes.
+    """
     if shards.fs != geometry.fs:
         fail(f"shards at {shards.fs} Hz, a network for {geometry.fs} Hz", "the same rate",
              "python train/prepare.py with the network's rate")
     cls = Beats if geometry.trigger == "r-peak" else Records
     usual = BEAT_KINDS if geometry.trigger == "r-peak" else Augment()
-    return cls(shards, task, geometry, usual if kinds is None else kinds, uv_per_lsb)
+    return cls(shards, task, geometry, names, usual if kinds is None else kinds, uv_per_lsb)
 
 
 def millivolt(q: np.ndarray, uv_per_lsb: int) -> torch.Tensor:
@@ -98,16 +101,21 @@ def millivolt(q: np.ndarray, uv_per_lsb: int) -> torch.Tensor:
 class _Source:
     """What both kinds share: where the shards are, the grid, and drawing an epoch for one of several processes."""
 
-    def __init__(self, shards, task, geometry: Geometry, kinds: Augment, uv_per_lsb: int):
-        self.shards, self.task, self.geometry, self.kinds, self.uv_per_lsb = shards, task, geometry, kinds, uv_per_lsb
+    def __init__(self, shards, task, geometry: Geometry, names: Sequence[str], kinds: Augment, uv_per_lsb: int):
+        self.shards, self.task, self.geometry, self.names = shards, task, geometry, tuple(names)
+        self.kinds, self.uv_per_lsb = kinds, uv_per_lsb
 
-    def _batch(self, x: np.ndarray, rr: np.ndarray | None, target, rng, train: bool) -> Batch:
-        """int16 (batch, lead, time) and int8 rr -> a Batch, augmented when training."""
+    def _batch(self, x: np.ndarray, codes: Sequence[np.ndarray], target, rng, train: bool) -> Batch:
+        """int16 (batch, lead, time) and int8 side inputs -> a Batch, augmented when training."""
         if train:
             x = augment(x, rng, self.kinds, self.shards.fs)
         ecg = millivolt(frontend.quantize(x, self.uv_per_lsb), self.uv_per_lsb)
-        code = None if rr is None else torch.from_numpy(rr.astype(np.float32) / RR_PER_ONE)
-        return Batch(ecg, code, self._target(target), self.geometry.trigger == "hop")
+        return Batch(ecg, self.real(codes), self._target(target), self.geometry.trigger == "hop")
+
+    def real(self, codes: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
+        """int8 side inputs as the network sees them."""
+        return tuple(torch.from_numpy(c.astype(np.float32) * np.float32(sides.SIDES[name].one))
+                     for name, c in zip(self.names, codes, strict=True))
 
     def _target(self, labels) -> torch.Tensor:
         if not self.task.multi_label:
@@ -126,8 +134,8 @@ def share(items: list, rank: int, world: int) -> list:
 class Records(_Source):
     """Tasks that label whole records: a batch is crops of up to `windows` hops, all windows of which vote."""
 
-    def __init__(self, shards, task, geometry, kinds, uv_per_lsb, windows: int = 19):
-        super().__init__(shards, task, geometry, kinds, uv_per_lsb)
+    def __init__(self, shards, task, geometry, names, kinds, uv_per_lsb, windows: int = 19):
+        super().__init__(shards, task, geometry, names, kinds, uv_per_lsb)
         self.windows = windows
         self.settle = frontend.SETTLE_S * shards.fs
 
@@ -162,31 +170,46 @@ class Records(_Source):
         rng = np.random.default_rng([seed, epoch, rank])
         for batch in share(batches, rank, world):
             hops = min(min(self._many(i) for i in batch), self.windows) - 1
-            crops = np.stack([self._crop(i, self.geometry.window + hops * self.geometry.hop, rng) for i in batch])
-            yield self._batch(crops, None, [self.shards.records[i]["labels"] for i in batch], rng, train)
+            length = self.geometry.window + hops * self.geometry.hop
+            crops, starts = zip(*(self._crop(i, length, rng) for i in batch), strict=True)
+            codes = self._stack([self.beside(i, start, hops + 1) for i, start in zip(batch, starts, strict=True)])
+            yield self._batch(np.stack(crops), codes, [self.shards.records[i]["labels"] for i in batch], rng, train)
 
     def batches(self, indices: Sequence[int], size: int) -> int:
         """How many batches an epoch has."""
         return -(-len(self.labelled(indices)) // size)
 
-    def _crop(self, i: int, length: int, rng) -> np.ndarray:
-        """A random crop that starts after the filters settled when there is room."""
+    def _crop(self, i: int, length: int, rng) -> tuple[np.ndarray, int]:
+        """A random crop that starts after the filters settled when there is room, and its start."""
         x = self.fill(i)
         last = x.shape[1] - length
-        start = rng.integers(min(self.settle, last), last + 1)
-        return x[:, start:start + length]
+        start = int(rng.integers(min(self.settle, last), last + 1))
+        return x[:, start:start + length], start
 
-    def evaluate(self, i: int) -> np.ndarray:
-        """The longest crop whose hops are the record's windows: int8 (lead, window + n * hop), for `vote`."""
+    def beside(self, i: int, start: int, windows: int) -> tuple[np.ndarray, ...]:
+        """Side inputs of `windows` windows of record i, one a hop from sample `start`: int8 (window, *shape) each."""
+        ends = start + self.geometry.window + self.geometry.hop * np.arange(windows)
+        return sides.of_windows(self.shards, i, self.names, ends)
+
+    @staticmethod
+    def _stack(rows: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, ...]:
+        """Side inputs of several records, name by name: (record, window, *shape)."""
+        return tuple(np.stack(part) for part in zip(*rows, strict=True))
+
+    def evaluate(self, i: int) -> tuple[np.ndarray, ...]:
+        """The longest crop whose hops are the record's windows, int8 (lead, window + n * hop), for `vote`, and the side
+        inputs of its windows."""
         x, starts = self.fill(i), self.geometry.starts(max(self.shards.records[i]["length"], self.geometry.window),
                                                        self.settle)
-        return frontend.quantize(x[:, starts[0]:starts[-1] + self.geometry.window], self.uv_per_lsb)
+        ecg = frontend.quantize(x[:, starts[0]:starts[-1] + self.geometry.window], self.uv_per_lsb)
+        return ecg, *self.beside(i, starts[0], len(starts))
 
-    def inputs(self, i: int) -> np.ndarray:
-        """All windows of record i: int8 (window, lead, time)."""
+    def inputs(self, i: int) -> tuple[np.ndarray, ...]:
+        """All windows of record i: int8 (window, lead, time), and their side inputs."""
         g = self.geometry
-        windows = np.lib.stride_tricks.sliding_window_view(self.evaluate(i), g.window, axis=1)[:, ::g.hop]
-        return np.ascontiguousarray(windows.swapaxes(0, 1))
+        ecg, *codes = self.evaluate(i)
+        windows = np.lib.stride_tricks.sliding_window_view(ecg, g.window, axis=1)[:, ::g.hop]
+        return np.ascontiguousarray(windows.swapaxes(0, 1)), *codes
 
     def truth(self, indices: Sequence[int]) -> np.ndarray:
         """Class of each record (-1: none), int64 (record,), or bool (record, class) for multi-label tasks."""
@@ -199,27 +222,29 @@ class Records(_Source):
         """The record each row of truth belongs to."""
         return np.asarray(indices)
 
-    def evaluation(self, indices: Sequence[int], size: int) -> Iterator[tuple[torch.Tensor, None, list[int]]]:
-        """(crops of one length for `vote`, None, their places in `indices`), each record once."""
+    def evaluation(self, indices: Sequence[int], size: int) -> Iterator[tuple[torch.Tensor, tuple, list[int]]]:
+        """(crops of one length for `vote`, side inputs, their places in `indices`), each record once."""
         many = np.array([self._many(i) for i in indices], np.int64)
         for count in np.unique(many):
             places = np.flatnonzero(many == count)
             for n in range(0, len(places), size):
                 part = places[n:n + size].tolist()
-                yield millivolt(np.stack([self.evaluate(indices[p]) for p in part]), self.uv_per_lsb), None, part
+                ecg, *codes = self._stack([self.evaluate(indices[p]) for p in part])
+                yield millivolt(ecg, self.uv_per_lsb), self.real(codes), part
 
 
 class Beats(_Source):
-    """Tasks that label beats: windows around R with their RR features.
+    """Tasks that label beats: windows around R with the side inputs of the beat.
 
     An epoch holds all rare beats and as many of the commonest class as `common` times the others together, dealt
     evenly over the records: a 30-minute record holds two thousand normal beats that are nearly one.
     """
 
-    def __init__(self, shards, task, geometry, kinds, uv_per_lsb, common: float = 2.0):
-        super().__init__(shards, task, geometry, kinds, uv_per_lsb)
+    def __init__(self, shards, task, geometry, names, kinds, uv_per_lsb, common: float = 2.0):
+        super().__init__(shards, task, geometry, names, kinds, uv_per_lsb)
         self.common = common
         self._padded: dict[int, np.ndarray] = {}
+        self._beside: dict[int, tuple[np.ndarray, ...]] = {}
 
     def counts(self, indices: Sequence[int]) -> np.ndarray:
         """Beats per class in an epoch."""
@@ -256,7 +281,7 @@ class Beats(_Source):
             rows = [tables[i][n] for i, n in part]
             x = np.stack([self._window(i, int(row["sample"]) + s)
                           for (i, _), row, s in zip(part, rows, shift, strict=True)])
-            yield self._batch(x, np.stack([r["rr"] for r in rows]), [(int(r["label"]),) for r in rows], rng, train)
+            yield self._batch(x, self._codes(part), [(int(r["label"]),) for r in rows], rng, train)
 
     def batches(self, indices: Sequence[int], size: int) -> int:
         """How many batches an epoch has."""
@@ -270,11 +295,21 @@ class Beats(_Source):
         start = r - g.offset + g.window
         return x[:, start:start + g.window]
 
-    def inputs(self, i: int, beats: slice | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """All beats of record i, or those given by number: int8 (beat, lead, window), int8 rr (beat, K)."""
-        table = self.shards.beats(i)
-        table = table if beats is None else table[beats]
-        return self.around(i, table["sample"]), np.ascontiguousarray(table["rr"])
+    def _codes(self, pairs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Side inputs of beats given as (record, beat) pairs: int8 (beat, *shape) for each name."""
+        held = {i: self.beside(i) for i in np.unique(pairs[:, 0])}
+        return tuple(np.stack([held[i][k][n] for i, n in pairs]) for k in range(len(self.names)))
+
+    def beside(self, i: int) -> tuple[np.ndarray, ...]:
+        """Side inputs of all beats of record i: int8 (beat, *shape) for each name."""
+        if i not in self._beside:
+            table = self.shards.beats(i)
+            self._beside[i] = sides.of_beats(self.shards, i, self.names, table["sample"], table["rr"])
+        return self._beside[i]
+
+    def inputs(self, i: int, beats: slice = slice(None)) -> tuple[np.ndarray, ...]:
+        """All beats of record i, or a stretch of them: int8 (beat, lead, window), and their side inputs."""
+        return self.around(i, self.shards.beats(i)["sample"][beats]), *(c[beats] for c in self.beside(i))
 
     def around(self, i: int, peaks: np.ndarray) -> np.ndarray:
         """Windows around any R positions of record i: int8 (beat, lead, window)."""
@@ -290,14 +325,13 @@ class Beats(_Source):
         """The record each row of truth belongs to."""
         return np.repeat(indices, [len(self.shards.beats(i)) for i in indices])
 
-    def evaluation(self, indices: Sequence[int], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[int]]]:
-        """(windows, rr, their places among all beats of the records), every beat once."""
+    def evaluation(self, indices: Sequence[int], size: int) -> Iterator[tuple[torch.Tensor, tuple, list[int]]]:
+        """(windows, side inputs, their places among all beats of the records), every beat once."""
         done, size = 0, 16 * size       # a beat is much shorter than a record
         for i in indices:
             for n in range(0, len(self.shards.beats(i)), size):
-                x, rr = self.inputs(i, slice(n, n + size))
-                code = torch.from_numpy(rr.astype(np.float32) / RR_PER_ONE)
-                yield millivolt(x, self.uv_per_lsb), code, list(range(done, done + len(x)))
+                x, *codes = self.inputs(i, slice(n, n + size))
+                yield millivolt(x, self.uv_per_lsb), self.real(codes), list(range(done, done + len(x)))
                 done += len(x)
 
 

@@ -84,15 +84,17 @@ class Fit:
         from train import dataset, tasks
         from train.leads import parse_map
         from train.models import build
+        from train.sides import SIDES
         self.job, self.crew = job, crew
         self.run = pathlib.Path(job.run)
         self.task = tasks.find(job.task)
-        self.rr = len(_beat_names()) if self.task.trigger == "r-peak" else 0
+        self.rr = SIDES["rr"].shape[0] if self.task.trigger == "r-peak" else 0
         leads = len(parse_map(job.leads or self.task.leads)[0])
         self.build = lambda: build(job.arch, job.preset, self.task.name, leads, len(self.task.classes), self.rr)
-        self.geometry = self.build().geometry       # a wrong name fails here, before records are prepared
+        net = self.build()                          # a wrong name fails here, before records are prepared
+        self.geometry, self.sides = net.geometry, net.sides
         self.shards = self._shards()
-        self.source = dataset.source(self.shards, self.task, self.geometry)
+        self.source = dataset.source(self.shards, self.task, self.geometry, self.sides)
         self.parts = dataset.split(self.shards, job.fold)
         default = INNER_FOLDS if self.task.trigger == "r-peak" else 0
         self.folds = default if job.folds is None else job.folds
@@ -175,10 +177,11 @@ class Fit:
     def manifest(self, record: dict) -> manifest.Manifest:
         """The draft manifest: everything but the decision rule and the graph."""
         from train.dataset import UV_PER_LSB
+        from train.sides import SIDES
         g, leads = self.geometry, self.shards.leads
         inputs = [manifest.Input("ecg", "waveform", (len(leads), g.window), "uV", float(UV_PER_LSB), leads)]
-        if self.rr:
-            inputs.append(manifest.Input("rr", "rr", (self.rr,), "1/32", 1.0))
+        inputs += [manifest.Input(name, s.kind, s.shape, s.unit, s.lsb)
+                   for name, s in ((name, SIDES[name]) for name in self.sides)]
         trigger = manifest.Trigger("hop", hop=g.hop) if g.trigger == "hop" else manifest.Trigger(
             "r-peak", offset=g.offset, beats_after=1)
         provenance = {"data": self.task.source, "split": self.task.rule, "fold": self.job.fold, "seed": self.job.seed,
@@ -229,7 +232,7 @@ def load(run: str | pathlib.Path, weights: str = WEIGHTS):
 
     from train.models import build
     about = manifest.load(run)
-    rr = sum(i.shape[0] for i in about.inputs if i.kind == "rr")
+    rr = sum(i.shape[0] for i in about.inputs if i.name == "rr")
     net = build(about.arch, about.preset, about.task, len(about.waveform.leads), len(about.classes), rr)
     path = pathlib.Path(run) / weights
     try:
@@ -238,11 +241,6 @@ def load(run: str | pathlib.Path, weights: str = WEIGHTS):
         raise UserError(f"{path} does not hold the weights of {about.arch} {about.preset}: {error}",
                         "a file written by train/fit.py", "train again into another --run") from None
     return about, net.eval()
-
-
-def _beat_names() -> tuple[str, ...]:
-    from train.template import BEAT_NAMES
-    return BEAT_NAMES
 
 
 def _pack(weights: dict) -> bytes:

@@ -107,8 +107,10 @@ class Voter(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, ecg: Tensor, rr: Tensor | None, crop: bool) -> Tensor:
-        return self.net.vote(ecg, EVERY).mean(1) if crop else self.net(ecg, rr)
+    def forward(self, ecg: Tensor, sides: tuple[Tensor, ...], crop: bool) -> Tensor:
+        if not crop:
+            return self.net(ecg, *sides)
+        return self.net.vote(ecg, *(side[:, ::EVERY] for side in sides), every=EVERY).mean(1)
 
 
 def loss_of(logits: Tensor, target: Tensor, weight: Tensor, smoothing: float) -> Tensor:
@@ -130,8 +132,10 @@ def predict(net: nn.Module, source, indices, device: str = "cpu", size: int = 64
     windows, or one row per beat."""
     net.eval()
     logits, places = [], []
-    for ecg, rr, rows in source.evaluation(indices, size):
-        out = net.vote(ecg.to(device)).mean(1) if rr is None else net(ecg.to(device), rr.to(device))
+    crop = source.geometry.trigger == "hop"
+    for ecg, sides, rows in source.evaluation(indices, size):
+        given = (ecg.to(device), *(side.to(device) for side in sides))
+        out = net.vote(*given).mean(1) if crop else net(*given)
         logits.append(out.float().cpu().numpy())
         places += rows
     return np.concatenate(logits)[np.argsort(places)]
@@ -224,7 +228,7 @@ class Training:
             for group in self.adam.param_groups:
                 group["lr"] = rate
             with torch.autocast(self.crew.device.split(":")[0], torch.bfloat16, enabled=self.gpu):
-                logits = self.forward(batch.ecg, batch.rr, batch.crop)
+                logits = self.forward(batch.ecg, batch.sides, batch.crop)
             loss = loss_of(logits.float(), batch.target, self.weight, self.recipe.smoothing)
             self.adam.zero_grad()
             loss.backward()

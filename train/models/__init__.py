@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The architectures by name, imported when asked for.
 
-A network takes ecg (batch, 1, lead, window) in millivolt and, for beat tasks, rr (batch, K), and returns logits (batch,
-class). It offers `geometry`, `columns(ecg)`, `decide(columns, rr)` and `vote(ecg, every)`; see local_lead.LocalLead.
+A network takes ecg (batch, 1, lead, window) in millivolt and its side inputs (train.sides), and returns logits (batch,
+class); see network.Network. An architecture is one file and its line in ARCHS.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from train.models.attention import LeadJointAttention
 from train.models.blocks import Head, Separable, Stem, conv_bn
 from train.models.geometry import Beat, Hop, Span, geometry
 from train.models.local_lead_paper import PaperLocalLead
+from train.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,8 @@ def _blocks(specs, width: int, p: Preset, leads: int) -> tuple[list[nn.Module], 
     return blocks, width
 
 
-class LocalLead(nn.Module):
-    """The edge network.
-
-    `columns` holds everything local (separable stem, band attention) and may be computed once over an endless record;
-    `decide` sees exactly geometry.columns finished columns. Both are all there is to `forward`.
-    """
+class LocalLead(Network):
+    """The edge network: separable stem and band attention are local, global attention and head decide."""
 
     PRESETS: ClassVar = {"paper": PaperLocalLead, "small": SMALL, "tiny": TINY}
 
@@ -131,29 +128,12 @@ class LocalLead(nn.Module):
         for block in self.local:
             span = block.span(span)
         self.geometry = geometry(span, window)
+        self.sides = ("rr",) if rr else ()
 
     def columns(self, ecg: Tensor) -> Tensor:
-        """(batch, 1, lead, time), time a multiple of the stride -> columns (batch, channel, lead, time / stride)."""
+        """Stem and band attention."""
         return self.local(ecg)
 
-    def decide(self, columns: Tensor, rr: Tensor | None = None) -> Tensor:
-        """geometry.columns finished columns -> logits (batch, class)."""
-        return self.head(self.whole(columns), rr)
-
-    def forward(self, ecg: Tensor, rr: Tensor | None = None) -> Tensor:
-        """One window (batch, 1, lead, geometry.window) in millivolt -> logits (batch, class)."""
-        columns = self.columns(ecg)
-        if self.geometry.left or self.geometry.right:
-            columns = columns[..., self.geometry.left:self.geometry.left + self.geometry.columns]
-        return self.decide(columns, rr)
-
-    def vote(self, ecg: Tensor, every: int = 1) -> Tensor:
-        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of its windows, one per `every` hops.
-
-        Equal to `forward` on each of them, but each column is computed once.
-        """
-        g = self.geometry
-        columns = self.columns(ecg)
-        columns = columns[..., g.left:columns.shape[-1] - g.right]
-        windows = columns.unfold(-1, g.columns, every * g.hop // g.stride).movedim(-2, 1)     # (batch, window, ...)
-        return self.decide(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+    def decide(self, columns: Tensor, *sides: Tensor) -> Tensor:
+        """Global attention and head."""
+        return self.head(self.whole(columns), *sides)

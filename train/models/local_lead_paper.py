@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from train.models.attention import attend
 from train.models.geometry import Beat, Geometry, Hop
+from train.models.network import WholeWindow
 from train.say import fail
 
 WIDTH, HEADS, HALF = 128, 4, 9
@@ -87,7 +88,7 @@ class PaperBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class PaperLocalLead(nn.Module):
+class PaperLocalLead(WholeWindow):
     """The whole network; only the paper's window of 8192 samples is possible, RR features are not."""
 
     def __init__(self, preset, window: Hop | Beat, leads: int, classes: int, rr: int = 0, shuffle: bool = False):
@@ -113,15 +114,6 @@ class PaperLocalLead(nn.Module):
         x = F.interpolate(x, (x.shape[2], TOKENS), mode="bilinear")
         return self.local(self.embed(x))
 
-    def decide(self, columns: Tensor, rr: Tensor | None = None) -> Tensor:
+    def decide(self, columns: Tensor, *sides: Tensor) -> Tensor:
         """The columns of one window -> logits (batch, class)."""
         return self.logits(self.pool(self.whole(columns).flatten(2)).flatten(1))
-
-    def forward(self, ecg: Tensor, rr: Tensor | None = None) -> Tensor:
-        """One window (batch, 1, lead, 8192) -> logits (batch, class)."""
-        return self.decide(self.columns(ecg))
-
-    def vote(self, ecg: Tensor, every: int = 1) -> Tensor:
-        """A longer crop (batch, 1, lead, time) -> logits (batch, window, class) of a window per `every` hops."""
-        windows = ecg.unfold(-1, WINDOW, every * HOP).movedim(-2, 1)
-        return self(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
