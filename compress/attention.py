@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import library
 
-from compress.reference import EXP_ENTRIES, EXP_ONE, EXP_STEP, exp_table
+from compress.reference_attention import EXP_ENTRIES, EXP_ONE, EXP_STEP, exp_table
 from train.models import attention as float_attention
 
 GLOBAL = -1     # the value of `half` that means: every key

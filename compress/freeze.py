@@ -11,31 +11,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.attention import GLOBAL
-from compress.fold import layer, parameter
-from compress.graph import MAX_ROW, Graph, Node, Tensor, check
-from compress.quantizer import ADD, ATTENTION, RELU, WEIGHTED, aten
-from compress.reference import EXP_STEP, exp_table, run
+from compress.fold import layer
+from compress.graph import Graph, Node, Tensor, check
+from compress.makers import MAKERS
+from compress.quantizer import ADD, RELU, WEIGHTED, aten
+from compress.reference import run
 from train.say import GraphError
 
 _Q = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DQ = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-_DQ_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
 _ALIAS = {aten.clone.default, aten.contiguous.default, aten.dropout.default}
-_RESHAPE = {aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim}
 _LOCAL = {"conv1d", "add", "table", "maxpool", "reshape", "attention", "slice", "concat"}
-
-
-def multiplier(scale: float, where: str) -> tuple[int, int]:
-    """(m, k) with scale = m * 2^k / 2^32, 0 < m < 2^31, 0 <= k <= 7, k = 0 whenever scale < 0.5."""
-    k = 0
-    while k < 7 and round(scale * 2.0 ** (32 - k)) >= 1 << 31:
-        k += 1
-    m = round(scale * 2.0 ** (32 - k))
-    if not 0 < m < 1 << 31:
-        raise GraphError(f"{where}: a rescaling by {scale:.3g} has no 31-bit multiplier", "2^-33 < scale < 64",
-                         "a dead or exploding layer: train it again, or remove it")
-    return m, k
 
 
 def freeze(program: torch.fx.GraphModule, shapes: dict[str, tuple[int, ...]], streaming: bool) -> Graph:
@@ -91,33 +77,33 @@ class _Freezer:
             self.graph.inputs.append(source.name)
             return source.name
         if source in self.codes:                        # the same codes, quantized again on the same grid
-            return self._same(source, scale)
+            return self.same(source, scale)
         if source.target in _ALIAS:
-            return self._same(source.args[0], scale)
+            return self.same(source.args[0], scale)
         relu = source.target in RELU
         op = source.args[0] if relu else source
         if relu and op in self.codes:
-            return self._emit(source, "table", [op], scale, {}, {"table": self._relu_table(op, scale)})
-        make = _MAKERS.get(op.target)
+            return self.emit(source, "table", [op], scale, {}, {"table": self._relu_table(op, scale)})
+        make = MAKERS.get(op.target)
         if make is None or (relu and op.target not in WEIGHTED | ADD):
-            known = ", ".join(sorted({str(t) for t in _MAKERS}))
+            known = ", ".join(sorted({str(t) for t in MAKERS}))
             raise GraphError(f"{layer(op)}: {op.target} has no integer form", known)
         return make(self, op, scale, relu)
 
-    def _same(self, source, scale: float) -> str:
+    def same(self, source, scale: float) -> str:
         name = self.codes[source]
         own = self.graph.tensors[name].scale
         if own != scale:
             raise GraphError(f"{layer(source)}: requantized from {own} to {scale}", "one grid")
         return name
 
-    def _scale(self, node) -> float:
+    def scale(self, node) -> float:
         return self.graph.tensors[self.codes[node]].scale
 
-    def _shape(self, node) -> tuple[int, ...]:
+    def shape(self, node) -> tuple[int, ...]:
         return self.graph.tensors[self.codes[node]].shape
 
-    def _emit(self, op, kind: str, sources, scale: float, attrs: dict, params: dict | None = None) -> str:
+    def emit(self, op, kind: str, sources, scale: float, attrs: dict, params: dict | None = None) -> str:
         """Append a node; its output shape is the program's own, without the batch axis."""
         taken = {n.name for n in self.graph.nodes}
         base = layer(op) if kind in ("conv1d", "dense", "attention") else f"{layer(op)}.{kind}".lstrip(".")
@@ -128,123 +114,8 @@ class _Freezer:
         return name
 
     def _relu_table(self, source, scale: float) -> np.ndarray:
-        codes = np.arange(-128, 128) * self._scale(source)
+        codes = np.arange(-128, 128) * self.scale(source)
         return np.clip(np.floor(np.maximum(codes, 0) / scale + 0.5), -128, 127).astype(np.int8)
-
-    def weighted(self, op, scale: float, relu: bool) -> str:
-        """conv1d and dense: codes, int32 bias, one multiplier per output channel."""
-        source, weight = op.args[0], op.args[1]
-        if weight.target is not _DQ_CHANNEL:
-            raise GraphError(f"{layer(op)}: the weight is not quantized per channel")
-        codes = parameter(self.program, weight.args[0]).numpy()
-        weight_scale = parameter(self.program, weight.args[1]).numpy().astype(np.float32)
-        bias = self._bias(op, self._scale(source) * weight_scale.astype(np.float64))
-        real = self._scale(source) * weight_scale.astype(np.float64) / scale
-        mul, shift = (np.array(x) for x in zip(*(multiplier(r, layer(op)) for r in real), strict=True))
-        bound = np.abs(codes.reshape(len(codes), -1).astype(np.int64)).sum(1) * 128 + np.abs(bias)
-        if ((bound << shift) >= 1 << 31).any():
-            raise GraphError(f"{layer(op)}: the accumulator can leave 31 bits", "fewer inputs or smaller weights")
-        params = {"bias": bias.astype(np.int32), "mul": mul.astype(np.int32), "shift": shift.astype(np.int8),
-                  "weight_scale": weight_scale}
-        if op.target is aten.linear.default:
-            return self._emit(op, "dense", [source], scale, {"relu": relu}, {"weight": codes, **params})
-        stride, pad, dilation, groups = _conv_numbers(op)
-        if dilation != 1 or (codes.ndim == 4 and codes.shape[2] != 1):
-            raise GraphError(f"{layer(op)}: kernel {codes.shape[2:]}, dilation {dilation}", "kernel (1, k), dilation 1")
-        attrs = {"stride": stride, "pad": [pad, pad], "groups": groups, "relu": relu}
-        return self._emit(op, "conv1d", [source], scale, attrs,
-                          {"weight": codes.reshape(*codes.shape[:2], codes.shape[-1]), **params})
-
-    def _bias(self, op, grid: np.ndarray) -> np.ndarray:
-        """int32 bias on the accumulator's grid; the program's float bias is moved onto it as well."""
-        bias = parameter(self.program, op.args[2]) if len(op.args) > 2 else None
-        if bias is None:
-            return np.zeros(len(grid), np.int64)
-        codes = np.rint(bias.detach().numpy().astype(np.float64) / grid).astype(np.int64)
-        with torch.no_grad():
-            bias.copy_(torch.from_numpy((codes * grid).astype(np.float32)))
-        return codes
-
-    def attention(self, op, scale: float, relu: bool) -> str:
-        q, k, v, heads, half = op.args
-        channel, lead, _ = self._shape(q)
-        depth = channel // heads
-        score = self._scale(q) * self._scale(k) / np.sqrt(depth) / EXP_STEP
-        mul, shift = multiplier(score, layer(op))
-        keys = self._shape(k)[2] if half == GLOBAL else min(2 * half + 1, self._shape(k)[2])
-        if keys > MAX_ROW or (2 * 128 * 128 * depth * lead) << shift >= 1 << 31:
-            raise GraphError(f"{layer(op)}: {keys} keys of {depth} x {lead} do not fit int32",
-                             f"at most {MAX_ROW} keys", "use a local window, fewer leads or smaller heads")
-        out_mul = round(self._scale(v) / scale * 2 ** 24)
-        if not 0 < out_mul < 1 << 28:
-            raise GraphError(f"{layer(op)}: output grid {scale:.3g}, value grid {self._scale(v):.3g}", "within 16x")
-        attrs = {"heads": heads, "window": "global" if half == GLOBAL else "band", "half": max(half, 0),
-                 "score_mul": mul, "score_shift": shift, "out_mul": out_mul, "export_scales": {}}
-        return self._emit(op, "attention", [q, k, v], scale, attrs, {"table": exp_table()})
-
-    def add(self, op, scale: float, relu: bool) -> str:
-        real = [self._scale(a) / scale for a in op.args[:2]]
-        shift = 14
-        while shift > 1 and max(real) * 2 ** shift >= 1 << 15:
-            shift -= 1
-        while shift < 22 and max(real) * 2 ** (shift + 1) < 1 << 15:
-            shift += 1
-        mul = [round(r * 2 ** shift) for r in real]
-        if not all(0 < m < 1 << 15 for m in mul):
-            raise GraphError(f"{layer(op)}: adds grids {real[0]:.3g} and {real[1]:.3g} times the sum's", "within 2^14")
-        return self._emit(op, "add", op.args[:2], scale, {"mul": mul, "shift": shift, "relu": relu})
-
-    def max_pool(self, op, scale: float, relu: bool) -> str:
-        numbers = [list(a)[-1] if isinstance(a, (list, tuple)) else a for a in (*op.args[1:4], 0, 0)][:3]
-        kernel, stride, pad = numbers[0], numbers[1] or numbers[0], numbers[2]
-        self._same(op.args[0], scale)
-        return self._emit(op, "maxpool", [op.args[0]], scale, {"kernel": kernel, "stride": stride, "pad": [pad, pad]})
-
-    def reduced(self, op, scale: float, relu: bool) -> str:
-        source, axes = op.args[0], op.args[1]
-        axes = sorted(a % (len(self._shape(source)) + 1) - 1 for a in ([axes] if isinstance(axes, int) else axes))
-        if len(op.args) > 2 and op.args[2]:
-            raise GraphError(f"{layer(op)}: keepdim", "keepdim=False")
-        if op.target is aten.amax.default:
-            self._same(source, scale)
-            return self._emit(op, "max", [source], scale, {"axes": axes})
-        count = int(np.prod([self._shape(source)[a] for a in axes]))
-        mul, shift = multiplier(self._scale(source) / count / scale, layer(op))
-        return self._emit(op, "mean", [source], scale, {"axes": axes, "mul": mul, "shift": shift})
-
-    def concat(self, op, scale: float, relu: bool) -> str:
-        sources = list(op.args[0])
-        mul, shift = zip(*(multiplier(self._scale(s) / scale, layer(op)) for s in sources), strict=True)
-        axis = (op.args[1] if len(op.args) > 1 else 0) % (len(self._shape(sources[0])) + 1) - 1
-        return self._emit(op, "concat", sources, scale, {"axis": axis, "mul": list(mul), "shift": list(shift)})
-
-    def cut(self, op, scale: float, relu: bool) -> str:
-        source, dim, start, stop = (*op.args, 0, 0, 2 ** 62)[:4] if len(op.args) < 4 else op.args[:4]
-        length = self._shape(source)[dim - 1]
-        start, stop = (min(max(x + length if x < 0 else x, 0), length) for x in (start or 0, stop))
-        self._same(source, scale)
-        return self._emit(op, "slice", [source], scale, {"axis": dim - 1, "start": start, "stop": stop})
-
-    def reshape(self, op, scale: float, relu: bool) -> str:
-        source = op.args[0]
-        shape = tuple(int(s) for s in op.meta["val"].shape[1:])
-        if len(shape) != 1 and shape != (1, *self._shape(source)):
-            raise GraphError(f"{layer(op)}: reshapes {self._shape(source)} to {shape}", "a vector, or one channel more")
-        self._same(source, scale)
-        return self._emit(op, "reshape", [source], scale, {"to": "vector" if len(shape) == 1 else "channel"})
-
-
-_MAKERS = {**dict.fromkeys(WEIGHTED, _Freezer.weighted), **dict.fromkeys(ADD, _Freezer.add),
-           **dict.fromkeys(ATTENTION, _Freezer.attention), **dict.fromkeys(_RESHAPE, _Freezer.reshape),
-           aten.max_pool1d.default: _Freezer.max_pool, aten.max_pool2d.default: _Freezer.max_pool,
-           aten.mean.dim: _Freezer.reduced, aten.amax.default: _Freezer.reduced, aten.cat.default: _Freezer.concat,
-           aten.slice.Tensor: _Freezer.cut}
-
-
-def _conv_numbers(op) -> tuple[int, int, int, int]:
-    """(stride, pad, dilation, groups) along time; the lead axis must be left alone."""
-    stride, pad, dilation, groups = (*op.args[3:], *([1], [0], [1], 1)[len(op.args) - 3:])
-    return list(stride)[-1], list(pad)[-1], list(dilation)[-1], groups
 
 
 def _boundary(graph: Graph) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from compress.graph import Graph, Node
-from compress.reference import EXP_STEP
+from compress.reference_attention import EXP_STEP
 from targets.onnx_file import OnnxFile
 from train.say import choose, need
 

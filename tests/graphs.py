@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from compress import graph as graphs
-from compress import reference
+from compress import reference, reference_attention
 from compress.graph import Graph, Node, Tensor
 from train import manifest as manifests
 from train import runs
@@ -122,15 +122,15 @@ class Builder:
         channel, lead, _ = self.tensors[q].shape
         depth = channel // heads * lead
         spread = self._rms(q) * self._rms(k) * math.sqrt(depth)
-        m, shift = multiplier(1.0 / spread / reference.EXP_STEP)
+        m, shift = multiplier(1.0 / spread / reference_attention.EXP_STEP)
         tensor = self.tensors[v]
         scale = tensor.scale * 0.7
-        nats = m * 2.0 ** (shift - 32) * reference.EXP_STEP
+        nats = m * 2.0 ** (shift - 32) * reference_attention.EXP_STEP
         attrs = {"heads": heads, "window": window, "half": half, "score_mul": m, "score_shift": shift,
                  "out_mul": round(tensor.scale / scale * (1 << 24)),
                  "export_scales": {"score": nats * spread * SIGMA / 127, "probability": 1 / 127}}
         return self._put("attention", [q, k, v], (tensor.shape[0], *self.tensors[q].shape[1:]), scale, attrs,
-                         {"table": reference.exp_table()})
+                         {"table": reference_attention.exp_table()})
 
     def add(self, a: str, b: str, relu: bool = False) -> str:
         """Residual sum."""

@@ -8,7 +8,8 @@ from torch import library, nn
 
 from compress import agree, graph, reference, rule
 from compress.attention import GLOBAL, attend
-from compress.freeze import export_scales, multiplier
+from compress.fixed import multiplier
+from compress.freeze import export_scales
 from compress.program import Program, tensors
 from train import score
 from train.models import attention, build

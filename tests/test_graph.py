@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress import graph as graphs
-from compress import reference
+from compress import reference, reference_attention
 from compress.graph import Graph, Node, Tensor
 from tests import graphs as make
 from train import runs
@@ -167,7 +167,7 @@ def test_a_row_of_too_many_keys_is_refused():
     tensors = {name: Tensor((4, 1, graphs.MAX_ROW + 1), 0.1) for name in "qkvy"}
     attrs = {"heads": 1, "window": "global", "half": 0, "score_mul": 1, "score_shift": 0, "out_mul": 1,
              "export_scales": {}}
-    node = Node("wide", "attention", ["q", "k", "v"], "y", attrs, {"table": reference.exp_table()})
+    node = Node("wide", "attention", ["q", "k", "v"], "y", attrs, {"table": reference_attention.exp_table()})
     with pytest.raises(GraphError, match="wide"):
         graphs.check(Graph(["q", "k", "v"], "y", tensors, [node]))
 

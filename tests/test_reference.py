@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress import reference
+from compress import fixed, reference, reference_attention
 from compress.graph import MAX_ROW, Graph, Node, Tensor
 from tests import graphs as make
 from train.say import GraphError
@@ -53,7 +53,7 @@ def weights(rng, out, *rest):
 @settings(max_examples=300)
 def test_a_rescaling_is_the_nearest_integer_with_ties_up(acc, m, k):
     if abs(acc) << k < 2**31:
-        assert int(reference.rescale(np.array([acc]), m, k)[0]) == exact(acc, m, k)
+        assert int(fixed.rescale(np.array([acc]), m, k)[0]) == exact(acc, m, k)
 
 
 @pytest.mark.parametrize("acc, m, k, expected", [
@@ -61,13 +61,13 @@ def test_a_rescaling_is_the_nearest_integer_with_ties_up(acc, m, k):
     (2**31 - 1, 2**31 - 1, 0, 1073741823), (-(2**31 - 1), 2**31 - 1, 0, -1073741823), (0, 2**31 - 1, 7, 0),
     (2**24 - 1, 2**31 - 1, 7, 1073741760), (1, 1, 0, 0)])
 def test_ties_and_extremes_of_a_rescaling(acc, m, k, expected):
-    assert int(reference.rescale(np.array([acc]), m, k)[0]) == exact(acc, m, k) == expected
+    assert int(fixed.rescale(np.array([acc]), m, k)[0]) == exact(acc, m, k) == expected
 
 
 @pytest.mark.parametrize("relu, value, expected", [
     (False, 200, 127), (False, -200, -128), (False, -1, -1), (True, -1, 0), (True, 500, 127)])
 def test_saturation_ends_at_the_int8_limits_and_relu_at_zero(relu, value, expected):
-    assert reference.clamp8(np.array([value]), relu)[0] == expected
+    assert fixed.clamp8(np.array([value]), relu)[0] == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -151,10 +151,11 @@ def attention(q, k, v, half=None, spread=1.0, gain=1.0, heads=2):
     """(codes by the reference, real values by a float softmax in output LSB)."""
     depth = q.shape[1] // heads * q.shape[2]
     nats = spread / (35.0**2 * math.sqrt(depth))                # codes of deviation 35 give scores of about `spread`
-    m, shift = make.multiplier(nats / reference.EXP_STEP)
+    m, shift = make.multiplier(nats / reference_attention.EXP_STEP)
     attrs = {"heads": heads, "window": "global" if half is None else "band", "half": half or 0, "score_mul": m,
              "score_shift": shift, "out_mul": round(gain * 2**24), "export_scales": {}}
-    got = evaluate("attention", [q, k, v], (v.shape[1], *q.shape[2:]), attrs, {"table": reference.exp_table()})
+    table = {"table": reference_attention.exp_table()}
+    got = evaluate("attention", [q, k, v], (v.shape[1], *q.shape[2:]), attrs, table)
     split = [x.astype(float).reshape(len(x), heads, -1, x.shape[-1]) for x in (q, k, v)]
     score = np.einsum("bhdt,bhds->bhts", *split[:2]) * nats
     if half is not None:
@@ -195,10 +196,10 @@ def test_attention_saturates_like_every_other_node():
 
 
 def test_the_exp_table_falls_from_one_to_nothing():
-    table = reference.exp_table().astype(int)
-    assert table[0] == reference.EXP_ONE and table[-1] == 0 and (np.diff(table) <= 0).all()
-    real = np.exp(-np.arange(len(table) - 1) * reference.EXP_STEP)
-    np.testing.assert_allclose(table[:-1] / reference.EXP_ONE, real, atol=2**-15)
+    table = reference_attention.exp_table().astype(int)
+    assert table[0] == reference_attention.EXP_ONE and table[-1] == 0 and (np.diff(table) <= 0).all()
+    real = np.exp(-np.arange(len(table) - 1) * reference_attention.EXP_STEP)
+    np.testing.assert_allclose(table[:-1] / reference_attention.EXP_ONE, real, atol=2**-15)
 
 
 @pytest.mark.parametrize("leads", [1, 2])

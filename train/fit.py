@@ -98,9 +98,17 @@ class Fit:
         self.parts = dataset.split(self.shards, job.fold)
         default = INNER_FOLDS if self.task.trigger == "r-peak" else 0
         self.folds = default if job.folds is None else job.folds
-        self.recipe = recipe(self.task)
+        self.recipe = replace(recipe(self.task), **net.RECIPE)
         if job.epochs is not None:
             self.recipe = replace(self.recipe, epochs=job.epochs)
+
+    def network(self):
+        """The network to train, with its first weights."""
+        return self.build()
+
+    def objective(self):
+        """What to minimise instead of the labels' loss, see loop.LabelLoss; None: the labels' loss."""
+        return None
 
     def _shards(self):
         """Prepared records; under torchrun the first process prepares, the others wait for it."""
@@ -142,8 +150,8 @@ class Fit:
         about = {key: getattr(self.job, key) for key in ("arch", "preset", "task", "seed", "fold")}
         about |= {"leads": list(self.shards.leads), "label": label, "records": len(train)}
         minutes = None if self.job.minutes is None else self.job.minutes / (1 + self.folds)
-        training = Training(self.build(), self.source, train, validation, self.recipe, folder, self.job.seed, about,
-                            self.crew, minutes)
+        training = Training(self.network(), self.source, train, validation, self.recipe, folder, self.job.seed, about,
+                            self.crew, minutes, self.objective())
         if self.job.resume and training.load():
             say.info(f"{label}: goes on behind epoch {training.state.epoch}")
         return training.fit(label), training.state

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def workers(device: str = "auto"):
 
 
 class Voter(nn.Module):
-    """A network as training sees it: one row of logits per record (mean over its windows) or per beat."""
+    """A network as training sees it: logits (batch, window, class) of crops, (batch, class) of beats."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -110,7 +111,7 @@ class Voter(nn.Module):
     def forward(self, ecg: Tensor, sides: tuple[Tensor, ...], crop: bool) -> Tensor:
         if not crop:
             return self.net(ecg, *sides)
-        return self.net.vote(ecg, *(side[:, ::EVERY] for side in sides), every=EVERY).mean(1)
+        return self.net.vote(ecg, *(side[:, ::EVERY] for side in sides), every=EVERY)
 
 
 def loss_of(logits: Tensor, target: Tensor, weight: Tensor, smoothing: float) -> Tensor:
@@ -118,6 +119,26 @@ def loss_of(logits: Tensor, target: Tensor, weight: Tensor, smoothing: float) ->
     if target.dim() == 2:
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
     return F.cross_entropy(logits, target, weight, label_smoothing=smoothing)
+
+
+class LabelLoss(nn.Module):
+    """The loss of the labels: what training minimises when nothing else is asked for.
+
+    An objective is called with the voter and a batch, runs the one on the other, and returns the loss. Parameters of
+    its own are trained with the network's.
+    """
+
+    def __init__(self, weight: Tensor, smoothing: float):
+        super().__init__()
+        self.smoothing = smoothing
+        self.register_buffer("weight", weight)
+
+    def forward(self, voter: nn.Module, batch) -> Tensor:
+        return self.of(voter(batch.ecg, batch.sides, batch.crop).float(), batch)
+
+    def of(self, logits: Tensor, batch) -> Tensor:
+        """The loss of logits that are there already; the windows of a crop vote by their mean."""
+        return loss_of(logits.mean(1) if batch.crop else logits, batch.target, self.weight, self.smoothing)
 
 
 def class_weights(counts: np.ndarray, power: float) -> Tensor:
@@ -156,24 +177,30 @@ def quality(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 class Training:
-    """One network being trained. `run` is the folder for its checkpoint, `job` what a resumed one must agree with."""
+    """One network being trained. `run` is the folder for its checkpoint, `job` what a resumed one must agree with.
+
+    `objective` makes the loss of the labels into another one, see LabelLoss.
+    """
 
     def __init__(self, net: nn.Module, source, train, validation, recipe: Recipe, run: Path, seed: int, job: dict,
-                 crew: Workers, minutes: float | None = None):
+                 crew: Workers, minutes: float | None = None,
+                 objective: Callable[[LabelLoss], nn.Module] | None = None):
         self.net, self.source, self.train, self.validation = net.to(crew.device), source, train, validation
         self.recipe, self.run, self.seed, self.job = recipe, Path(run), seed, {**job, "recipe": asdict(recipe)}
         self.crew, self.minutes, self.state = crew, minutes, State()
         self.mean = copy.deepcopy(self.net)     # averaged weights: what is validated and kept
         self.best = copy.deepcopy(self.net.state_dict())
-        many = [p for p in net.parameters() if p.dim() > 1]
-        few = [p for p in net.parameters() if p.dim() <= 1]
+        labels = LabelLoss(class_weights(source.counts(train), recipe.balance), recipe.smoothing)
+        self.objective = (objective(labels) if objective else labels).to(crew.device)
+        trained = [*net.parameters(), *self.objective.parameters()]
+        many = [p for p in trained if p.dim() > 1]
+        few = [p for p in trained if p.dim() <= 1]
         self.adam = torch.optim.AdamW([{"params": many, "weight_decay": recipe.weight_decay},
                                        {"params": few, "weight_decay": 0.0}], lr=recipe.lr)
-        self.weight = class_weights(source.counts(train), recipe.balance).to(crew.device)
         self.gpu = crew.device.startswith("cuda")
-        self.forward = self._forward()
+        self.voter = self._voter()
 
-    def _forward(self) -> nn.Module:
+    def _voter(self) -> nn.Module:
         """The voter, compiled on a GPU, its gradients averaged over processes."""
         voter: nn.Module = Voter(self.net)
         if self.crew.world > 1:
@@ -228,8 +255,7 @@ class Training:
             for group in self.adam.param_groups:
                 group["lr"] = rate
             with torch.autocast(self.crew.device.split(":")[0], torch.bfloat16, enabled=self.gpu):
-                logits = self.forward(batch.ecg, batch.sides, batch.crop)
-            loss = loss_of(logits.float(), batch.target, self.weight, self.recipe.smoothing)
+                loss = self.objective(self.voter, batch)
             self.adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
