@@ -185,7 +185,9 @@ class Training:
     def __init__(self, net: nn.Module, source, train, validation, recipe: Recipe, run: Path, seed: int, job: dict,
                  crew: Workers, minutes: float | None = None,
                  objective: Callable[[LabelLoss], nn.Module] | None = None):
-        self.net, self.source, self.train, self.validation = net.to(crew.device), source, train, validation
+        # kernels are (1, k): channels last takes a third off a training step on CPU
+        self.net = net.to(crew.device, memory_format=torch.channels_last)
+        self.source, self.train, self.validation = source, train, validation
         self.recipe, self.run, self.seed, self.job = recipe, Path(run), seed, {**job, "recipe": asdict(recipe)}
         self.crew, self.minutes, self.state = crew, minutes, State()
         self.mean = copy.deepcopy(self.net)     # averaged weights: what is validated and kept
