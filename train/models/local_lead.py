@@ -9,7 +9,7 @@ lead-joint attention in a fixed band, stride-2 branch blocks with a max-pooled s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class Preset:
     expand: int                 # MLP width / channels
     hidden: int                 # width of the head's dense layer
     per_lead: bool = False      # q, k, v projections of each lead's own
+    plain: bool = False         # convolutions in place of attention: what the mechanism is compared with
 
 
 SMALL = Preset(
@@ -64,7 +65,25 @@ TINY = Preset(
     local=(Attention(32, 2, 1, 5), Stage(40, 5, 2, 0)),
     whole=(Attention(40, 2, 1, None),),
     expand=2, hidden=24)
+PLAIN_KERNEL = 11   # of the convolution in place of attention: the span of the presets' band
 BRANCH = 0.2    # first gain of what a block adds to its input: near the identity, deep sums learn sooner
+
+
+class PlainMix(nn.Module):
+    """A convolution in place of attention: depthwise over the span of a band, wide pointwise, pointwise; BN, ReLU."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.mix = conv_bn(channels, channels, PLAIN_KERNEL, stride, groups=channels, relu=True)
+        self.widen = conv_bn(channels, 2 * out, 1, relu=True)       # as many weights as q, k, v and out
+        self.out = conv_bn(2 * out, out, 1)
+
+    def span(self, s: Span) -> Span:
+        """The receptive field behind this layer."""
+        return s.conv(PLAIN_KERNEL, self.mix[0].stride[1])
+
+    def forward(self, x: Tensor) -> Tensor:     # (batch, channel, lead, time)
+        return self.out(self.widen(self.mix(x)))
 
 
 class AttentionBlock(nn.Module):
@@ -73,11 +92,11 @@ class AttentionBlock(nn.Module):
     x' = skip(x) + attention(x);  y = x' + BN(pointwise(ReLU(BN(pointwise(x')))))
     """
 
-    def __init__(self, channels: int, spec: Attention, expand: int, leads: int, per_lead: bool):
+    def __init__(self, channels: int, spec: Attention, p: Preset, leads: int):
         super().__init__()
-        self.stride = spec.stride
-        self.attention = LeadJointAttention(channels, spec.channels, spec.heads, spec.window, spec.stride, leads,
-                                            per_lead)
+        self.stride, expand = spec.stride, p.expand
+        self.attention = PlainMix(channels, spec.channels, spec.stride) if p.plain else LeadJointAttention(
+            channels, spec.channels, spec.heads, spec.window, spec.stride, leads, p.per_lead)
         self.widen = conv_bn(channels, spec.channels, 1) if channels != spec.channels else None
         wide = spec.channels * expand
         self.mlp = nn.Sequential(conv_bn(spec.channels, wide, 1, relu=True), conv_bn(wide, spec.channels, 1))
@@ -101,7 +120,7 @@ def _blocks(specs, width: int, p: Preset, leads: int) -> tuple[list[nn.Module], 
     blocks: list[nn.Module] = []
     for spec in specs:
         if isinstance(spec, Attention):
-            blocks.append(AttentionBlock(width, spec, p.expand, leads, p.per_lead))
+            blocks.append(AttentionBlock(width, spec, p, leads))
         else:
             blocks.append(Separable(width, spec.channels, spec.kernel, spec.stride))
             blocks += [Separable(spec.channels, spec.channels, spec.kernel) for _ in range(spec.depth)]
@@ -112,7 +131,8 @@ def _blocks(specs, width: int, p: Preset, leads: int) -> tuple[list[nn.Module], 
 class LocalLead(Network):
     """The edge network: separable stem and band attention are local, global attention and head decide."""
 
-    PRESETS: ClassVar = {"paper": PaperLocalLead, "small": SMALL, "tiny": TINY}
+    PRESETS: ClassVar = {"paper": PaperLocalLead, "small": SMALL, "tiny": TINY,
+                         "small-plain": replace(SMALL, plain=True), "tiny-plain": replace(TINY, plain=True)}
 
     def __init__(self, preset: str | Preset, window: Hop | Beat, leads: int, classes: int, rr: int = 0):
         super().__init__()
