@@ -13,7 +13,7 @@ from torch import library
 from compress.reference_attention import EXP_ENTRIES, EXP_ONE, EXP_STEP, exp_table
 from train.models import attention as float_attention
 
-GLOBAL = -1     # the value of `half` that means: every key
+EVERY = -1     # the value of `half` that means: every key
 
 
 class TableSoftmax(torch.autograd.Function):
@@ -37,8 +37,8 @@ class TableSoftmax(torch.autograd.Function):
 
 @library.custom_op("leadedge::attention", mutates_args=())
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, half: int) -> torch.Tensor:
-    """Lead-joint attention over the keys t-half..t+half that exist, or over all keys when half is GLOBAL."""
-    window = None if half == GLOBAL else half
+    """Lead-joint attention over the keys t-half..t+half that exist, or over all keys when half is EVERY."""
+    window = float_attention.GLOBAL if half == EVERY else float_attention.Band(half)
     return float_attention.attend(q, k, v, heads, window, TableSoftmax.apply).contiguous()
 
 
@@ -55,7 +55,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, gradient):
     """The weights are computed again rather than kept. Clones make the layout of every gradient certain to tracers."""
     batch, channels, _, time = gradient.shape
-    window = None if ctx.half == GLOBAL else ctx.half
+    window = float_attention.GLOBAL if ctx.half == EVERY else float_attention.Band(ctx.half)
     with torch.enable_grad():
         inputs = [x.detach().reshape(batch, ctx.heads, -1, time).requires_grad_() for x in ctx.saved_tensors]
         out = float_attention.joined(*inputs, (channels // ctx.heads) ** -0.5, window, TableSoftmax.apply)
@@ -66,6 +66,6 @@ def _backward(ctx, gradient):
 attention.register_autograd(_backward, setup_context=_setup)
 
 
-def attend(q, k, v, heads: int, window: int | None) -> torch.Tensor:
+def attend(q, k, v, heads: int, window: float_attention.Window = float_attention.GLOBAL) -> torch.Tensor:
     """The op behind the signature of train.models.attention.attend."""
-    return torch.ops.leadedge.attention(q, k, v, heads, GLOBAL if window is None else window)
+    return torch.ops.leadedge.attention(q, k, v, heads, EVERY if window.kind == "global" else window.size)

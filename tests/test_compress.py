@@ -7,7 +7,7 @@ import torch
 from torch import library, nn
 
 from compress import agree, graph, reference, rule
-from compress.attention import GLOBAL, attend
+from compress.attention import EVERY, attend
 from compress.fixed import multiplier
 from compress.freeze import export_scales
 from compress.program import Program, tensors
@@ -123,14 +123,14 @@ def test_quantization_aware_training_reaches_every_weight(frozen):
         p.grad = None
 
 
-@pytest.mark.parametrize("half", [GLOBAL, 3])
+@pytest.mark.parametrize("half", [EVERY, 3])
 @pytest.mark.parametrize("leads", [1, 3])
 def test_the_attention_op_passes_opcheck(half, leads):
     q, k, v = (torch.randn(2, 8, leads, 20, requires_grad=True) for _ in range(3))
     library.opcheck(torch.ops.leadedge.attention.default, (q, k, v, 2, half))
 
 
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("window", [attention.GLOBAL, attention.Band(4)])
 def test_the_table_stays_close_to_the_float_softmax(window):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 16, 2, 40) for _ in range(3))
@@ -138,7 +138,7 @@ def test_the_table_stays_close_to_the_float_softmax(window):
     assert difference.abs().max() < 0.02
 
 
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("window", [attention.GLOBAL, attention.Band(4)])
 def test_the_attention_op_has_the_gradient_of_the_softmax(window):
     torch.manual_seed(0)
     ours = [torch.randn(1, 8, 2, 24, requires_grad=True) for _ in range(3)]

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lead-joint attention: one map per head, shared by all leads, within a band of time steps or over all of them.
+"""Lead-joint attention: one map per head, shared by all leads. One function serves every architecture.
 
-Tensors are (batch, heads * d, lead, time). For head h and times t, s:
-    score[t, s] = (1 / sqrt(d)) * sum over leads l and channels c of head h of q[c, l, t] * k[c, l, s]
+Tensors are (batch, heads * d, lead, time). For head h, query t and key s:
+    score[t, s] = scale * sum over leads l and channels c of head h of q[c, l, t] * k[c, l, s]
+                  + bias[h, s - t + size - 1] of a neighbourhood
     out[c, l, t] = sum over s of softmax_s(score)[t, s] * v[c, l, s]
-With `window` w only s in t - w .. t + w is seen, clipped at the ends; None sees every s.
-Local Lead-Attention: Manimaran et al., Computing in Cardiology 2023.
+A `Window` says which keys a query sees. A pair (q2, k2, lam) subtracts lam times a second map from the first:
+differential attention, Ye et al. 2025. Lead-joint band: Manimaran et al., Computing in Cardiology 2023.
+Neighbourhood: Hassani et al., CVPR 2023.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,57 +21,157 @@ from torch import Tensor, nn
 from train.models.blocks import conv, conv_bn
 from train.models.geometry import Span
 
+KINDS = ("global", "band", "block", "neighbourhood")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which keys a query t of T sees. Only `global` lets queries and keys have lengths of their own.
+
+    global: all.  band: t - size .. t + size, clipped at the ends.  block: those of its own block of `size`, the last
+    of which may be short.  neighbourhood: always `size`, from t - (size - 1) // 2 on, moved inwards at the ends.
+    """
+
+    kind: str
+    size: int = 0
+
+    def __post_init__(self):
+        least = 1 if self.kind in ("block", "neighbourhood") else 0
+        if self.kind not in KINDS or self.size < least:
+            raise ValueError(f"no window {self.kind!r} of {self.size}; known are {', '.join(KINDS)}")
+
+    def seen(self, query: Tensor, key: Tensor, time: int) -> Tensor:
+        """Does a query at `query` see a key at `key`, of `time` steps? For local windows; the two broadcast."""
+        inside = (key >= 0) & (key < time)
+        if self.kind == "band":
+            return inside & ((query - key).abs() <= self.size)
+        if self.kind == "block":
+            return inside & (query // self.size == key // self.size)
+        first = (query - (self.size - 1) // 2).clamp(0, time - self.size)
+        return inside & (key >= first) & (key < first + self.size)
+
+    def blocks(self) -> tuple[int, int, int]:
+        """(queries of a block, keys before it, keys behind it): what a blockwise evaluation has to look at."""
+        if self.kind == "band":
+            return max(2 * self.size, 1), self.size, self.size
+        if self.kind == "block":
+            return self.size, 0, 0
+        # the last query may be alone in its block, and is moved inwards to see the last `size` keys
+        return self.size, self.size - 1, self.size // 2
+
+
+GLOBAL = Window("global")
+
+
+def Band(half: int) -> Window:
+    """`half` keys on either side, fewer at the ends."""
+    return Window("band", half)
+
+
+def Block(size: int) -> Window:
+    """The keys of the query's own block."""
+    return Window("block", size)
+
+
+def Neighbourhood(size: int) -> Window:
+    """Always `size` keys."""
+    return Window("neighbourhood", size)
+
 
 def softmax(score: Tensor) -> Tensor:
     """Scores (..., key) to probabilities."""
     return score.softmax(-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int | None = None, weigh=softmax) -> Tensor:
-    """Lead-joint attention in float; see the module for shapes and the formula. Returns a tensor shaped like v.
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, window: Window = GLOBAL, weigh=softmax, *,
+           bias: Tensor | None = None, pair: tuple[Tensor, Tensor, Tensor] | None = None,
+           scale: float | None = None) -> Tensor:
+    """Lead-joint attention in float; see the module for the formula. Returns (batch, v's channels, lead, q's time).
 
-    `weigh` turns scores (..., key) into weights that sum to 1; hidden keys come as -inf or the least finite number.
+    bias: (heads, 2 * size - 1), a neighbourhood's relative positions. pair: (q2, k2, lam), shaped like q and k, and a
+    scalar. scale: d ** -0.5 when None. `weigh` turns scores (..., key) into weights that sum to 1; hidden keys come as
+    -inf or the least finite number.
     """
+    fits(q, k, v, heads, window, bias, pair)
     batch, channels, leads, time = q.shape
-    if channels % heads:
-        raise ValueError(f"{channels} channels cannot be split over {heads} heads")
-    q, k, v = (x.reshape(batch, heads, -1, time) for x in (q, k, v))
-    return joined(q, k, v, (channels // heads) ** -0.5, window, weigh).reshape(batch, -1, leads, time)
+    scale = (channels // heads) ** -0.5 if scale is None else scale
+    v = split(v, heads)
+    out = joined(split(q, heads), split(k, heads), v, scale, window, weigh, bias)
+    if pair is not None:
+        out = out - pair[2] * joined(split(pair[0], heads), split(pair[1], heads), v, scale, window, weigh)
+    return out.reshape(batch, -1, leads, time)
 
 
-def joined(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, weigh=softmax) -> Tensor:
-    """Attention of heads whose leads are joined already: (batch, head, d * lead, time); scores are times `scale`."""
+def split(x: Tensor, heads: int) -> Tensor:
+    """(batch, heads * d, lead, time) -> (batch, head, d * lead, time)."""
+    return x.reshape(x.shape[0], heads, -1, x.shape[3])
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, heads: int, window: Window, bias, pair) -> None:
+    """ValueError when the arguments of `attend` do not belong together."""
+    for x in (q, k, v):
+        if x.shape[1] % heads:
+            raise ValueError(f"{x.shape[1]} channels cannot be split over {heads} heads")
+    time = q.shape[3]
+    if q.shape[1:3] != k.shape[1:3] or k.shape[2:] != v.shape[2:]:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: equal leads, channels of q and "
+                         "k and lengths of k and v are expected")
+    if window.kind != "global" and time != k.shape[3]:
+        raise ValueError(f"{time} queries and {k.shape[3]} keys; only global attention takes unequal lengths")
+    if window.kind == "neighbourhood" and time < window.size:
+        raise ValueError(f"a neighbourhood of {window.size} keys does not fit {time} steps")
+    if bias is not None and (window.kind != "neighbourhood" or pair is not None
+                             or bias.shape != (heads, 2 * window.size - 1)):
+        raise ValueError(f"a bias {tuple(bias.shape)}; only a neighbourhood without a pair takes one, of "
+                         f"(heads, 2 * size - 1) = {(heads, 2 * window.size - 1)}")
+    if pair is not None and (pair[0].shape[1:] != q.shape[1:] or pair[1].shape[1:] != k.shape[1:]
+                             or pair[2].numel() != 1):
+        raise ValueError(f"a pair of {[tuple(x.shape) for x in pair]}; q2 like q, k2 like k and a scalar are expected")
+
+
+def joined(q: Tensor, k: Tensor, v: Tensor, scale: float, window: Window, weigh=softmax,
+           bias: Tensor | None = None) -> Tensor:
+    """Attention of heads whose leads are joined already: (batch, head, d * lead, time)."""
     q = q * scale
-    if window is None or q.shape[-1] <= 4 * window:     # a square this small costs no more than blocks and halos
-        return _square(q, k, v, window, weigh)
-    return _blocks(q, k, v, window, weigh)
+    # a square this small costs no more than blocks and halos
+    if window.kind == "global" or q.shape[-1] <= 2 * window.blocks()[0]:
+        return _square(q, k, v, window, weigh, bias)
+    return _blocks(q, k, v, window, weigh, bias)
 
 
-def _square(q: Tensor, k: Tensor, v: Tensor, window: int | None, weigh) -> Tensor:
+def _square(q: Tensor, k: Tensor, v: Tensor, window: Window, weigh, bias: Tensor | None) -> Tensor:
     score = q.transpose(-1, -2) @ k             # (batch, head, query, key)
-    if window is not None:
+    if window.kind != "global":
         t = torch.arange(q.shape[-1], device=q.device)
-        score = score.masked_fill((t[:, None] - t).abs() > window, float("-inf"))
+        if bias is not None:
+            score = score + _spread(bias, t[:, None], t, window)
+        score = score.masked_fill(~window.seen(t[:, None], t, len(t)), float("-inf"))
     return v @ weigh(score).transpose(-1, -2)
 
 
-def _blocks(q: Tensor, k: Tensor, v: Tensor, window: int, weigh) -> Tensor:
-    """Band attention: queries in blocks of 2w, keys and values in the same blocks with a halo of w on either side."""
-    batch, heads, depth, time = q.shape
-    block = 2 * window
+def _blocks(q: Tensor, k: Tensor, v: Tensor, window: Window, weigh, bias: Tensor | None) -> Tensor:
+    """Local attention: queries in blocks, keys and values in the same blocks with a halo on either side."""
+    batch, heads, _, time = q.shape
+    block, left, right = window.blocks()
     count = -(-time // block)
     rest = count * block - time
-    q = F.pad(q, (0, rest)).reshape(batch, heads, depth, count, block).permute(0, 1, 3, 4, 2)
-    k, v = (F.pad(x, (window, window + rest)).unfold(-1, block + 2 * window, block) for x in (k, v))
+    q = F.pad(q, (0, rest)).reshape(batch, heads, -1, count, block).permute(0, 1, 3, 4, 2)
+    k, v = (F.pad(x, (left, right + rest)).unfold(-1, left + block + right, block) for x in (k, v))
     score = q @ k.permute(0, 1, 3, 2, 4)        # (batch, head, block, query, key)
     query = torch.arange(block, device=q.device)[:, None]
-    key = torch.arange(block + 2 * window, device=q.device) - window
-    place = key + block * torch.arange(count, device=q.device)[:, None, None]
-    seen = ((query - key).abs() <= window) & (place >= 0) & (place < time)     # (block, query, key)
+    key = torch.arange(-left, block + right, device=q.device)
+    if bias is not None:
+        score = score + _spread(bias, query, key, window)[:, None]
+    place = block * torch.arange(count, device=q.device)[:, None, None]
     # Queries of the padding may see no key at all: a finite floor keeps their rows, cut off below, free of NaN.
-    score = score.masked_fill(~seen, torch.finfo(score.dtype).min)
+    score = score.masked_fill(~window.seen(query + place, key + place, time), torch.finfo(score.dtype).min)
     out = weigh(score) @ v.permute(0, 1, 3, 4, 2)
-    return out.permute(0, 1, 4, 2, 3).reshape(batch, heads, depth, count * block)[..., :time]
+    return out.permute(0, 1, 4, 2, 3).reshape(batch, heads, -1, count * block)[..., :time]
+
+
+def _spread(bias: Tensor, query: Tensor, key: Tensor, window: Window) -> Tensor:
+    """The bias of every query and key, (heads, query, key); hidden keys get any."""
+    return bias[:, (key - query + window.size - 1).clamp(0, bias.shape[1] - 1)]
 
 
 class PerLead(nn.Module):
@@ -84,15 +188,15 @@ class PerLead(nn.Module):
 class LeadJointAttention(nn.Module):
     """x -> BN'd depthwise convolution (kernel 3, `stride`) -> q, k, v pointwise -> attention -> pointwise, BN.
 
-    `window` is the half-width of the band in output steps, None for global. `per_lead` gives each lead q, k and v
+    `half` is the half-width of the band in output steps, None for global. `per_lead` gives each lead q, k and v
     projections of its own (the poster's form); otherwise the leads share one (the released code's). `attend_fn` is
     `attend` or another function of the same signature, e.g. one that evaluates integer tables.
     """
 
-    def __init__(self, channels: int, out: int, heads: int, window: int | None, stride: int = 1, leads: int = 1,
+    def __init__(self, channels: int, out: int, heads: int, half: int | None, stride: int = 1, leads: int = 1,
                  per_lead: bool = False):
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.window = heads, GLOBAL if half is None else Band(half)
         self.attend_fn = attend
         self.mix = conv_bn(channels, channels, 3, stride, groups=channels)
         make = (lambda: PerLead(channels, out, leads)) if per_lead and leads > 1 else (lambda: conv(channels, out, 1))
@@ -102,7 +206,7 @@ class LeadJointAttention(nn.Module):
     def span(self, s: Span) -> Span:
         """The receptive field behind this layer, given the one before it; global attention sees no more than its x."""
         s = s.conv(3, self.mix[0].stride[1])
-        return s.band(self.window or 0)
+        return s.band(self.window.size)
 
     def forward(self, x: Tensor) -> Tensor:     # (batch, channel, lead, time)
         u = self.mix(x)

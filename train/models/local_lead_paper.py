@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.attention import attend
+from train.models.attention import GLOBAL, Band, attend
 from train.models.geometry import Beat, Geometry, Hop
 from train.models.network import WholeWindow
 from train.say import fail
@@ -25,7 +25,7 @@ WIDTH, HEADS, HALF = 128, 4, 9
 WINDOW, FS, HOP, TOKENS = 8192, 500, 4096, 1152
 STEM = ((24, 2, 4), (48, 2, 5), (96, 2, 6), (96, 1, 7))     # channels, stride, depth
 STRIDES = (1, 1, 2, 2, 2, 2, 2, 2, 2, 2)
-GLOBAL = 3      # the last blocks attend to every step
+WHOLE = 3       # the last blocks attend to every step
 
 
 def _separable(channels: int, out: int, stride: int = 1, pad: int = 0) -> nn.Sequential:
@@ -56,9 +56,9 @@ def shuffle_leads(x: Tensor, heads: int) -> Tensor:
 class PaperAttention(nn.Module):
     """q, k, v = pointwise(BN(depthwise(x))) each, lead-joint attention, pointwise."""
 
-    def __init__(self, stride: int, window: int | None, shuffle: bool):
+    def __init__(self, stride: int, half: int | None, shuffle: bool):
         super().__init__()
-        self.window, self.shuffle, self.attend_fn = window, shuffle, attend
+        self.window, self.shuffle, self.attend_fn = GLOBAL if half is None else Band(half), shuffle, attend
         self.q, self.k, self.v = (self._project(stride) for _ in range(3))
         self.out = nn.Conv2d(WIDTH, WIDTH, 1)
 
@@ -75,11 +75,11 @@ class PaperAttention(nn.Module):
 class PaperBlock(nn.Module):
     """Pre-norm block with BatchNorm; a stride max-pools the skip."""
 
-    def __init__(self, stride: int, window: int | None, shuffle: bool):
+    def __init__(self, stride: int, half: int | None, shuffle: bool):
         super().__init__()
         self.stride = stride
         self.norm1, self.norm2 = nn.BatchNorm2d(WIDTH), nn.BatchNorm2d(WIDTH)
-        self.attention = PaperAttention(stride, window, shuffle)
+        self.attention = PaperAttention(stride, half, shuffle)
         self.mlp = nn.Sequential(nn.Conv2d(WIDTH, 4 * WIDTH, 1), nn.GELU(), nn.Conv2d(4 * WIDTH, WIDTH, 1))
 
     def forward(self, x: Tensor) -> Tensor:     # (batch, channel, lead, time)
@@ -101,7 +101,7 @@ class PaperLocalLead(WholeWindow):
         self.stem = nn.Sequential(*stages, nn.Conv2d(widths[-1], WIDTH, 1))
         self.embed = nn.Sequential(*(part for _ in range(2) for part in (
             nn.Conv2d(WIDTH, WIDTH, (1, 5), padding=(0, 2), bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())))
-        local = len(STRIDES) - GLOBAL
+        local = len(STRIDES) - WHOLE
         blocks = [PaperBlock(s, HALF if i < local else None, shuffle) for i, s in enumerate(STRIDES)]
         self.local, self.whole = nn.Sequential(*blocks[:local]), nn.Sequential(*blocks[local:])
         self.pool = nn.Sequential(nn.Linear(5 * leads, 32), nn.ReLU(), nn.Linear(32, 1), nn.LeakyReLU(0.01))
