@@ -24,13 +24,16 @@ def conv_bn(channels: int, out: int, kernel: int, stride: int = 1, groups: int =
 
 
 class Separable(nn.Module):
-    """Depthwise convolution, BN, ReLU, pointwise convolution, BN; adds its input when the shape stays, else ReLU."""
+    """Depthwise convolution, BN, ReLU, pointwise convolution, BN; adds its input when the shape stays, else ReLU.
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1):
+    `groups` keeps that many groups of channels apart in the pointwise convolution too.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__()
         self.kernel, self.stride, self.residual = kernel, stride, stride == 1 and channels == out
         self.depth = conv_bn(channels, channels, kernel, stride, groups=channels, relu=True)
-        self.point = conv_bn(channels, out, 1, relu=not self.residual)
+        self.point = conv_bn(channels, out, 1, groups=groups, relu=not self.residual)
 
     def span(self, s: Span) -> Span:
         """The receptive field behind this block."""
@@ -42,18 +45,18 @@ class Separable(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution: one waveform channel to `out`, BN, ReLU."""
+    """The first convolution: `channels` waveforms to `out`, BN, ReLU. One where leads share the weights."""
 
-    def __init__(self, out: int, kernel: int, stride: int):
+    def __init__(self, out: int, kernel: int, stride: int, channels: int = 1, groups: int = 1):
         super().__init__()
         self.kernel, self.stride = kernel, stride
-        self.conv = conv_bn(1, out, kernel, stride, relu=True)
+        self.conv = conv_bn(channels, out, kernel, stride, groups, relu=True)
 
     def span(self, s: Span) -> Span:
         """The receptive field behind this block."""
         return s.conv(self.kernel, self.stride)
 
-    def forward(self, x: Tensor) -> Tensor:     # (batch, 1, lead, time)
+    def forward(self, x: Tensor) -> Tensor:     # (batch, channels, lead, time)
         return self.conv(x)
 
 
@@ -80,9 +83,13 @@ class Head(nn.Module):
         self.logits = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor, rr: Tensor | None = None) -> Tensor:   # (batch, channel, lead, column)
-        pooled = torch.cat([x.mean(3).flatten(1), x.amax((2, 3))], 1)
+        return self.classify(torch.cat([x.mean(3).flatten(1), x.amax((2, 3))], 1), rr)
+
+    def classify(self, pooled: Tensor, rr: Tensor | None = None) -> Tensor:
+        """Features (batch, channels * (leads + 1)) to logits, for columns that were summed up in another way."""
         if self.rr is None:
             return self.logits(self.hidden(pooled))
         if self.training:
-            pooled = pooled * (torch.rand(len(x), 1, device=x.device) >= HIDDEN_WAVEFORMS).to(x.dtype)
+            seen = torch.rand(len(pooled), 1, device=pooled.device) >= HIDDEN_WAVEFORMS
+            pooled = pooled * seen.to(pooled.dtype)
         return self.logits(self.hidden(torch.cat([self.squeeze(pooled), self.rr(rr)], 1)))
