@@ -13,7 +13,8 @@ from pathlib import Path
 
 from train.say import choose, fail
 
-ARCHS = {"local-lead": "train.models.local_lead:LocalLead"}
+ARCHS = {"local-lead": "train.models.local_lead:LocalLead",
+         "nat": "train.models.nat:Nat"}
 
 
 def find(arch: str):
