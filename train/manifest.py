@@ -19,7 +19,7 @@ from train.say import ManifestError
 SCHEMA = "1.0"
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6",
          "MLII", "MLI", "MLIII", "ECG")     # standard 12, Holter-modified limb leads, and an unnamed single lead
-UNITS = {"waveform": "uV", "rr": "1/32", "age": "year", "sex": "code"}
+UNITS = {"waveform": "uV", "rr": "1/32", "beats": "1/32", "age": "year", "sex": "code"}
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Input:
     """One named input of the graph. `lsb` is the value of one int8 step in `unit`; the zero point is always 0."""
 
     name: str
-    kind: str                       # waveform | rr | age | sex
-    shape: tuple[int, ...]          # waveform (lead, window); others (feature,)
+    kind: str                       # waveform | rr | beats | age | sex
+    shape: tuple[int, ...]          # waveform (lead, window); beats (beat, feature); others (feature,)
     unit: str
     lsb: float
     leads: tuple[str, ...] = ()     # waveform only, in the order of axis 0
