@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm folded into the convolution or dense layer in front of it, on an exported program (eval mode).
+"""What an exported program (eval mode) computes from parameters alone, computed once.
 
+Operations that see nothing but parameters become one parameter. BatchNorm becomes part of the convolution or dense
+layer in front of it:
 w' = w * g / sqrt(var + eps), b' = (b - mean) * g / sqrt(var + eps) + beta. Folding before quantization-aware training
 makes its steps cheaper and lets Linear + BatchNorm fold too.
 """
 
 from __future__ import annotations
 
+import itertools
+
 import torch
+from torch._subclasses import FakeTensor
+from torch.fx.node import map_arg
 
 from train.say import GraphError
 
@@ -32,8 +38,23 @@ def parameter(program: torch.fx.GraphModule, node) -> torch.Tensor | None:
     return value
 
 
+def attribute(program: torch.fx.GraphModule, like: torch.fx.Node, value: torch.Tensor, trains: bool) -> torch.fx.Node:
+    """A new get_attr node in front of `like` that holds `value`: a parameter if it trains, else a buffer."""
+    name = next(n for i in itertools.count() if not hasattr(program, n := f"folded_{like.name}_{i}"))
+    if trains:
+        program.register_parameter(name, torch.nn.Parameter(value.clone()))
+    else:
+        program.register_buffer(name, value.clone())
+    with program.graph.inserting_before(like):
+        node = program.graph.get_attr(name)
+    fake = next(v for v in (n.meta.get("val") for n in program.graph.nodes) if isinstance(v, FakeTensor)).fake_mode
+    node.meta = dict(like.meta) | {"val": fake.from_tensor(value, static_shapes=True)}
+    return node
+
+
 def fold(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Fold every BatchNorm in place; GraphError names the one that has no layer of its own in front."""
+    """Fold in place; GraphError names a BatchNorm that has no layer of its own in front."""
+    _fold_parameters(program)
     for node in list(program.graph.nodes):
         if node.op != "call_function" or node.target not in _NORMS:
             continue
@@ -46,6 +67,29 @@ def fold(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
     program.graph.eliminate_dead_code()
     program.recompile()
     return program
+
+
+def _fold_parameters(program: torch.fx.GraphModule) -> None:
+    """Evaluate every operation that reads no input of the program, nor the size of its batch."""
+    values, trains = {}, {}
+    for node in list(program.graph.nodes):
+        sources = node.all_input_nodes
+        if node.op == "get_attr":
+            values[node] = parameter(program, node)
+            trains[node] = isinstance(values[node], torch.nn.Parameter) and values[node].requires_grad
+        elif node.op == "call_function" and all(a in values for a in sources) and not _random(node):
+            with torch.no_grad():
+                values[node] = node.target(*map_arg(node.args, values.get), **map_arg(node.kwargs, values.get))
+            trains[node] = any(trains[a] for a in sources)
+    for node, value in values.items():
+        if node.op == "call_function" and any(user not in values for user in node.users):
+            node.replace_all_uses_with(attribute(program, node, value, trains[node] and value.is_floating_point()),
+                                       delete_user_cb=lambda user: user not in values)
+    program.graph.eliminate_dead_code()
+
+
+def _random(node: torch.fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _fold_one(program: torch.fx.GraphModule, source: torch.fx.Node, norm: torch.fx.Node) -> None:

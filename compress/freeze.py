@@ -11,17 +11,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.fold import layer
+from compress import makers_attention
+from compress.fold import layer, parameter
 from compress.graph import Graph, Node, Tensor, check
-from compress.makers import MAKERS
+from compress.makers import MAKERS, unary
 from compress.quantizer import ADD, RELU, WEIGHTED, aten
 from compress.reference import run
+from compress.tables import operand
 from train.say import GraphError
 
 _Q = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DQ = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-_ALIAS = {aten.clone.default, aten.contiguous.default, aten.dropout.default}
-_LOCAL = {"conv1d", "add", "table", "maxpool", "reshape", "attention", "slice", "concat"}
+_LOCAL = {"conv1d", "add", "mul", "table", "maxpool", "meanpool", "max", "mean", "reshape", "transpose", "attention",
+          "slice", "concat", "norm"}
+_OWN_NAME = {"conv1d", "dense", "attention", "norm", "lstm", "lookup"}     # layers of the net with weights of their own
 
 
 def freeze(program: torch.fx.GraphModule, shapes: dict[str, tuple[int, ...]], streaming: bool) -> Graph:
@@ -43,11 +46,7 @@ def export_scales(graph: Graph, inputs: dict[str, np.ndarray]) -> None:
     values = run(graph, inputs, trace=True)
     for n in graph.nodes:
         if n.kind == "attention":
-            q, k = (values[t].astype(np.float64) * graph.tensors[t].scale for t in n.inputs[:2])
-            heads = n.attrs["heads"]
-            q, k = (a.reshape(a.shape[0], heads, -1, *a.shape[2:]) for a in (q, k))
-            score = np.einsum("bhdlt,bhdls->bhts", q, k, optimize=True) / np.sqrt(q.shape[2])
-            n.attrs["export_scales"] = {"score": float(np.abs(score).max()) / 127}
+            n.attrs["export_scales"] = makers_attention.export_scales(n, [values[t] for t in n.inputs])
 
 
 class _Freezer:
@@ -63,7 +62,7 @@ class _Freezer:
             if node.target is _Q:
                 self.codes[node] = node.meta["tensor"] = self._quantized(node.args[0], node.args[1])
             elif node.target is _DQ:
-                self.codes[node] = self.codes[node.args[0]]
+                self.codes[node] = self._codes_of(node, node.args[0])
             elif node.op == "output":
                 logits, = node.args[0]
                 if logits not in self.codes:
@@ -78,17 +77,23 @@ class _Freezer:
             return source.name
         if source in self.codes:                        # the same codes, quantized again on the same grid
             return self.same(source, scale)
-        if source.target in _ALIAS:
-            return self.same(source.args[0], scale)
-        relu = source.target in RELU
+        relu = source.target in RELU and source.args[0] not in self.codes       # no codes between: one node
         op = source.args[0] if relu else source
-        if relu and op in self.codes:
-            return self.emit(source, "table", [op], scale, {}, {"table": self._relu_table(op, scale)})
-        make = MAKERS.get(op.target)
+        make = unary if operand(op) is not None else MAKERS.get(op.target)
         if make is None or (relu and op.target not in WEIGHTED | ADD):
             known = ", ".join(sorted({str(t) for t in MAKERS}))
             raise GraphError(f"{layer(op)}: {op.target} has no integer form", known)
         return make(self, op, scale, relu)
+
+    def _codes_of(self, node: torch.fx.Node, source: torch.fx.Node) -> str | None:
+        """The tensor behind a dequantize node; a parameter used as data becomes one here."""
+        if source.op == "get_attr" and source not in self.codes:
+            if all(user.target is aten.expand.default for user in node.users):
+                return None         # the constant is what expand makes of it
+            value = parameter(self.program, source)[0].numpy()
+            name = self.emit(next(iter(node.users)), "constant", [], node.args[1], {}, {"value": value})
+            self.codes[source] = source.meta["tensor"] = name
+        return self.codes[source]
 
     def same(self, source, scale: float) -> str:
         name = self.codes[source]
@@ -106,30 +111,51 @@ class _Freezer:
     def emit(self, op, kind: str, sources, scale: float, attrs: dict, params: dict | None = None) -> str:
         """Append a node; its output shape is the program's own, without the batch axis."""
         taken = {n.name for n in self.graph.nodes}
-        base = layer(op) if kind in ("conv1d", "dense", "attention") else f"{layer(op)}.{kind}".lstrip(".")
+        base = layer(op) if kind in _OWN_NAME else f"{layer(op)}.{kind}".lstrip(".")
         name = next(c for c in (base, *(f"{base}.{i}" for i in range(2, 1000))) if c not in taken)
-        shape = tuple(int(s) for s in op.meta["val"].shape[1:])
+        shape = params["value"].shape if kind == "constant" else tuple(int(s) for s in op.meta["val"].shape[1:])
         self.graph.tensors[name] = Tensor(shape, scale)
         self.graph.nodes.append(Node(name, kind, [self.codes[s] for s in sources], name, attrs, params or {}))
         return name
 
-    def _relu_table(self, source, scale: float) -> np.ndarray:
-        codes = np.arange(-128, 128) * self.scale(source)
-        return np.clip(np.floor(np.maximum(codes, 0) / scale + 0.5), -128, 127).astype(np.int8)
-
 
 def _boundary(graph: Graph) -> str:
-    """The one slice of the time axis; everything before it must be local, everything behind it must read only it."""
-    cuts = [i for i, n in enumerate(graph.nodes) if n.kind == "slice" and n.attrs["axis"] == 2]
+    """The one slice of the local columns; puts what is local in front of it and everything else behind.
+
+    Local tensors come from the waveform and have time as their last axis. A parameter may join them when it is the same
+    in every column. Behind the boundary any node reads only what the slice kept, parameters and side inputs.
+    """
+    early: dict[str, Node | None] = {graph.inputs[0]: None}
+    still = {n.output: n for n in graph.nodes if n.kind == "constant" and n.params["value"].shape[-1] == 1}
+    cuts = []
+    for n in graph.nodes:
+        others = [t for t in n.inputs if t not in early]
+        if len(others) == len(n.inputs):
+            continue
+        rank = len(graph.tensors[n.inputs[0]].shape)
+        if n.kind == "slice" and n.attrs["axis"] == rank - 1:
+            cuts.append(n)
+        elif not _local(graph, n):
+            raise GraphError(f"{n.name}: {n.kind} sees the whole window", "local layers in front of the boundary")
+        elif not set(others) <= set(still):
+            raise GraphError(f"{n.name} reads a column from before the boundary", "only the columns kept")
+        else:
+            early |= {t: still[t] for t in others} | {n.output: n}
     if len(cuts) != 1:
         raise GraphError(f"{len(cuts)} slices of the time axis", "one, between the local layers and the rest",
                          "streaming=False evaluates every window anew")
-    before, after = graph.nodes[:cuts[0]], graph.nodes[cuts[0] + 1:]
-    for n in before:
-        if n.kind not in _LOCAL or n.attrs.get("window") == "global" or n.attrs.get("axis") == 2:
-            raise GraphError(f"{n.name}: {n.kind} sees the whole window", "local layers in front of the boundary")
-    early = {n.output for n in before}
-    for n in after:
-        if early & set(n.inputs):
-            raise GraphError(f"{n.name} reads a column from before the boundary", "only the columns kept")
-    return graph.nodes[cuts[0]].name
+    rest = [n for n in graph.nodes if n.output not in early and n is not cuts[0]]
+    for n in rest:
+        if set(n.inputs) & set(early):
+            raise GraphError(f"{n.name} reads a parameter from before the boundary", "one of its own on each side")
+    graph.nodes = [n for n in graph.nodes if n.output in early] + cuts + rest
+    return cuts[0].name
+
+
+def _local(graph: Graph, n: Node) -> bool:
+    """A node whose output has the time axis of its input, last, and looks only at columns near by."""
+    shape, out = graph.tensors[n.inputs[0]].shape, graph.tensors[n.output].shape
+    last = len(shape) - 1
+    return n.kind in _LOCAL and not (
+        n.attrs.get("window") == "global" or n.attrs.get("axis") == last or last in n.attrs.get("axes", ())
+        or (n.kind == "reshape" and out[-1] != shape[-1]) or (n.kind == "transpose" and n.attrs["perm"][-1] != last))

@@ -3,7 +3,8 @@
 
 `graph.json` holds tensors and nodes in execution order, `graph.npz` the weights and multipliers. Every tensor is int8
 with zero point 0: value = scale * code. Sequence tensors are (channel, lead, time), vectors are (feature,); the batch
-axis is left out. The waveform input is (lead, time). What each kind computes is defined in `reference.py`.
+axis is left out. The waveform input is (lead, time). What each kind computes is defined in `reference.py`. Where two
+shapes meet in `add` or `mul`, an axis of size 1 is repeated.
 
 A streaming graph names the `boundary`: the slice node behind which the net sees only its last finished columns.
 Everything before it is local in time and can be computed once per column on an endless record.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,25 +22,44 @@ import numpy as np
 
 from train.say import GraphError
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_ROW = 1023      # keys of an attention row: sum of 14-bit weights times int8 values stays inside int32
+MAX_NORM = 1023     # channels of a norm: n^2 times the variance stays below 2^34, its root with 14 more bits below 2^31
 
-# kind -> (number of inputs (None: any), attributes, parameters with their dtype)
+# attention kind: the keys that query t of T sees; train.models.attention.Window has the same
+WINDOWS = {
+    "global": "all, also when queries and keys differ in length",
+    "band": "t - size .. t + size, clipped at the ends",
+    "block": "those of its own block of `size`, the last of which may be short",
+    "neighbourhood": "`size` of them from clip(t - (size - 1) // 2, 0, T - size) on",
+}
+PAIR = ("score_mul2", "score_shift2", "out_mul2")       # what an attention node with q2 and k2 has more
+
+# kind -> (number of inputs (None: any), attributes, parameters with their dtype); `?` marks what may be absent
 KINDS = {
     "conv1d": (1, {"stride", "pad", "groups", "relu"},
                {"weight": "int8", "bias": "int32", "mul": "int32", "shift": "int8", "weight_scale": "float32"}),
     "dense": (1, {"relu"},
               {"weight": "int8", "bias": "int32", "mul": "int32", "shift": "int8", "weight_scale": "float32"}),
-    "attention": (3, {"heads", "window", "half", "score_mul", "score_shift", "out_mul", "export_scales"},
-                  {"table": "uint16"}),
+    "attention": ((3, 5), {"heads", "window", "size", "score_mul", "score_shift", "out_mul", "export_scales",
+                           "score_mul2?", "score_shift2?", "out_mul2?"},
+                  {"table": "uint16", "bias?": "int32"}),
+    "constant": (0, set(), {"value": "int8"}),
     "add": (2, {"mul", "shift", "relu"}, {}),
+    "mul": (2, {"mul", "shift"}, {}),
     "table": (1, set(), {"table": "int8"}),
     "maxpool": (1, {"kernel", "stride", "pad"}, {}),
+    "meanpool": (1, {"kernel", "stride", "pad", "mul", "shift"}, {}),
     "max": (1, {"axes"}, {}),
     "mean": (1, {"axes", "mul", "shift"}, {}),
     "concat": (None, {"axis", "mul", "shift"}, {}),
     "slice": (1, {"axis", "start", "stop"}, {}),
-    "reshape": (1, {"to"}, {}),
+    "reshape": (1, {"shape"}, {}),
+    "transpose": (1, {"perm"}, {}),
+    "norm": (1, {"groups", "rms", "eps"}, {"mul": "int32", "bias": "int32"}),
+    "lstm": (1, {"sequence"}, {"weight_x": "int8", "weight_h": "int8", "mul_x": "int32", "mul_h": "int32",
+                               "bias": "int32", "table": "uint16"}),
+    "lookup": (1, {"low"}, {"table": "int8"}),
 }
 
 
@@ -96,12 +117,20 @@ def macs(graph: Graph) -> int:
             total += int(np.prod(n.params["weight"].shape[1:])) * int(np.prod(out))
         elif n.kind == "dense":
             total += n.params["weight"].size
+        elif n.kind == "lstm":
+            steps = graph.tensors[n.inputs[0]].shape[0]
+            total += steps * (n.params["weight_x"].size + n.params["weight_h"].size)
         elif n.kind == "attention":
-            channel, lead, time = out
-            source = graph.tensors[n.inputs[1]].shape[2]
-            keys = source if n.attrs["window"] == "global" else min(2 * n.attrs["half"] + 1, source)
-            total += 2 * channel * lead * time * keys
+            maps = 2 if len(n.inputs) == 5 else 1
+            channels = graph.tensors[n.inputs[0]].shape[0] + out[0]
+            total += maps * channels * out[1] * out[2] * keys_seen(n, graph.tensors[n.inputs[1]].shape[2])
     return total
+
+
+def keys_seen(n: Node, keys: int) -> int:
+    """Keys that a query of an attention node sees at most, of `keys` that there are."""
+    size = n.attrs["size"]
+    return min({"global": keys, "band": 2 * size + 1, "block": size, "neighbourhood": size}[n.attrs["window"]], keys)
 
 
 def dumps(graph: Graph) -> tuple[bytes, bytes]:
@@ -160,14 +189,15 @@ def check(graph: Graph) -> None:
         if n.kind not in KINDS:
             raise GraphError(f"{n.name}: unknown node kind {n.kind!r}", ", ".join(KINDS))
         arity, attrs, params = KINDS[n.kind]
-        if arity is not None and len(n.inputs) != arity:
+        if arity is not None and len(n.inputs) not in (arity if isinstance(arity, tuple) else (arity,)):
             raise GraphError(f"{n.name}: {n.kind} has {len(n.inputs)} inputs", str(arity))
-        if set(n.attrs) != attrs or set(n.params) != set(params):
+        if not _complete(n.attrs, attrs) or not _complete(n.params, params):
             raise GraphError(f"{n.name}: {n.kind} has {sorted(n.attrs)} and {sorted(n.params)}",
                              f"{sorted(attrs)} and {sorted(params)}")
-        for key, dtype in params.items():
-            if n.params[key].dtype != dtype:
-                raise GraphError(f"{n.name}: {key} is {n.params[key].dtype}", dtype)
+        for key, array in n.params.items():
+            dtype = params.get(key) or params[f"{key}?"]
+            if array.dtype != dtype:
+                raise GraphError(f"{n.name}: {key} is {array.dtype}", dtype)
         for tensor in (*n.inputs, n.output):
             if tensor not in graph.tensors:
                 raise GraphError(f"{n.name}: tensor {tensor!r} has no shape and scale")
@@ -185,11 +215,18 @@ def check(graph: Graph) -> None:
         raise GraphError(f"the boundary {graph.boundary!r} is no slice node")
 
 
+def _complete(found, known) -> bool:
+    """Everything that must be there is found, and nothing that is not known."""
+    return {k for k in known if not k.endswith("?")} <= set(found) <= {k.removesuffix("?") for k in known}
+
+
 def _shape(graph: Graph, n: Node) -> tuple[int, ...]:
     """The output shape that the inputs of a node imply."""
+    if n.kind == "constant":
+        return n.params["value"].shape
     shapes = [graph.tensors[t].shape for t in n.inputs]
     x = shapes[0]
-    if n.kind in ("conv1d", "maxpool"):
+    if n.kind in ("conv1d", "maxpool", "meanpool"):
         kernel = n.params["weight"].shape[2] if n.kind == "conv1d" else n.attrs["kernel"]
         time = (x[2] + sum(n.attrs["pad"]) - kernel) // n.attrs["stride"] + 1
         return (n.params["weight"].shape[0] if n.kind == "conv1d" else x[0], x[1], time)
@@ -198,11 +235,11 @@ def _shape(graph: Graph, n: Node) -> tuple[int, ...]:
             raise GraphError(f"{n.name}: input {x}", f"({n.params['weight'].shape[1]},)")
         return (n.params["weight"].shape[0],)
     if n.kind == "attention":
-        if shapes[1][2] > MAX_ROW and n.attrs["window"] == "global":
-            raise GraphError(f"{n.name}: {shapes[1][2]} keys in a row", f"at most {MAX_ROW}", "use a local window")
-        return (shapes[2][0], *x[1:])
-    if n.kind == "add" and shapes[1] != x:
-        raise GraphError(f"{n.name}: adds {x} and {shapes[1]}", "equal shapes")
+        return _attention(n, shapes)
+    if n.kind in ("add", "mul"):
+        if len(shapes[1]) != len(x) or any(a != b and 1 not in (a, b) for a, b in zip(*shapes, strict=False)):
+            raise GraphError(f"{n.name}: {n.kind} of {x} and {shapes[1]}", "equal shapes but for axes of size 1")
+        return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     if n.kind in ("max", "mean"):
         return tuple(s for i, s in enumerate(x) if i not in n.attrs["axes"])
     if n.kind == "concat":
@@ -211,6 +248,61 @@ def _shape(graph: Graph, n: Node) -> tuple[int, ...]:
     if n.kind == "slice":
         axis = n.attrs["axis"]
         return (*x[:axis], n.attrs["stop"] - n.attrs["start"], *x[axis + 1:])
+    if n.kind in _MODULE_SHAPES:
+        return _MODULE_SHAPES[n.kind](n, x)
     if n.kind == "reshape":
-        return (int(np.prod(x)),) if n.attrs["to"] == "vector" else (1, *x)
+        if math.prod(n.attrs["shape"]) != math.prod(x):
+            raise GraphError(f"{n.name}: reshapes {x} to {n.attrs['shape']}", "as many elements")
+        return tuple(n.attrs["shape"])
+    if n.kind == "transpose":
+        if sorted(n.attrs["perm"]) != list(range(len(x))):
+            raise GraphError(f"{n.name}: axes {n.attrs['perm']} of {x}", "every axis once")
+        return tuple(x[axis] for axis in n.attrs["perm"])
     return x
+
+
+def _attention(n: Node, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The output shape of an attention node, whose parts must belong together."""
+    q, k, v, *pair = shapes
+    window, size, heads = n.attrs["window"], n.attrs["size"], n.attrs["heads"]
+    if window not in WINDOWS:
+        raise GraphError(f"{n.name}: unknown window {window!r}", ", ".join(WINDOWS))
+    if (q[:2] != k[:2] or k[1:] != v[1:] or q[0] % heads or v[0] % heads or (window != "global" and q[2] != k[2])
+            or pair not in ([], [q, k])):
+        raise GraphError(f"{n.name}: {window} attention of {heads} heads over {shapes}",
+                         "q, k and v of equal leads, k and v of equal length, q2 and k2 like q and k")
+    if size < (window in ("block", "neighbourhood")) or (window == "neighbourhood" and size > k[2]):
+        raise GraphError(f"{n.name}: a {window} of {size} in {k[2]} steps", "a size that fits")
+    if keys_seen(n, k[2]) > MAX_ROW:
+        raise GraphError(f"{n.name}: {keys_seen(n, k[2])} keys in a row", f"at most {MAX_ROW}", "use a local window")
+    if any((key in n.attrs) != bool(pair) for key in PAIR):
+        raise GraphError(f"{n.name}: {len(shapes)} inputs with {sorted(n.attrs)}", f"{PAIR} with q2 and k2 only")
+    bias = n.params.get("bias")
+    if bias is not None and (window != "neighbourhood" or pair or bias.shape != (heads, 2 * size - 1)):
+        raise GraphError(f"{n.name}: a bias {bias.shape} in {window} attention of {len(shapes)} inputs",
+                         "(heads, 2 * size - 1), in a neighbourhood without a pair")
+    return (v[0], *q[1:])
+
+
+def _norm_shape(n: Node, x: tuple[int, ...]) -> tuple[int, ...]:
+    channels, groups = n.params["mul"].size, n.attrs["groups"]
+    if x[0] != channels or n.params["bias"].size != channels or channels % groups or channels // groups > MAX_NORM:
+        raise GraphError(f"{n.name}: input {x} in {groups} groups",
+                         f"({channels}, ...) in equal groups of at most {MAX_NORM}")
+    return x
+
+
+def _lstm_shape(n: Node, x: tuple[int, ...]) -> tuple[int, ...]:
+    rows, hidden = n.params["weight_h"].shape
+    if len(x) != 2 or n.params["weight_x"].shape != (rows, x[1]) or rows != 4 * hidden:
+        raise GraphError(f"{n.name}: input {x}", f"(step, {n.params['weight_x'].shape[1]})")
+    return (x[0], hidden) if n.attrs["sequence"] else (hidden,)
+
+
+def _lookup_shape(n: Node, x: tuple[int, ...]) -> tuple[int, ...]:
+    if x != (1,):
+        raise GraphError(f"{n.name}: looks up {x}", "(1,)")
+    return (n.params["table"].shape[1],)
+
+
+_MODULE_SHAPES = {"norm": _norm_shape, "lstm": _lstm_shape, "lookup": _lookup_shape}

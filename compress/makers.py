@@ -12,12 +12,16 @@ import torch
 
 from compress.fixed import multiplier
 from compress.fold import layer, parameter
+from compress.lookup import LOOKUP
+from compress.lstm import LSTM
 from compress.makers_attention import attention
-from compress.quantizer import ADD, ATTENTION, WEIGHTED, aten
+from compress.makers_modules import lookup, lstm, norm
+from compress.norm import NORM
+from compress.quantizer import ADD, ATTENTION, MUL, REDUCED, WEIGHTED, aten
+from compress.tables import operand, table
 from train.say import GraphError
 
 _DQ_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
-_RESHAPE = {aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim}
 
 
 def weighted(f, op, scale: float, relu: bool) -> str:
@@ -36,9 +40,12 @@ def weighted(f, op, scale: float, relu: bool) -> str:
     params = {"bias": bias.astype(np.int32), "mul": mul.astype(np.int32), "shift": shift.astype(np.int8),
               "weight_scale": weight_scale}
     if op.target is aten.linear.default:
+        if len(f.shape(source)) != 1:
+            raise GraphError(f"{layer(op)}: a linear layer on {f.shape(source)}", "a vector (feature,)",
+                             "use a convolution with kernel 1 on (channel, lead, time)")
         return f.emit(op, "dense", [source], scale, {"relu": relu}, {"weight": codes, **params})
     stride, pad, dilation, groups = _conv_numbers(op)
-    if dilation != 1 or (codes.ndim == 4 and codes.shape[2] != 1):
+    if dilation != 1 or codes.shape[2] != 1:
         raise GraphError(f"{layer(op)}: kernel {codes.shape[2:]}, dilation {dilation}", "kernel (1, k), dilation 1")
     attrs = {"stride": stride, "pad": [pad, pad], "groups": groups, "relu": relu}
     return f.emit(op, "conv1d", [source], scale, attrs,
@@ -57,6 +64,7 @@ def _bias(f, op, grid: np.ndarray) -> np.ndarray:
 
 
 def add(f, op, scale: float, relu: bool) -> str:
+    """Sum or difference; a grid so fine that its operand never moves the sum gets the multiplier 0."""
     real = [f.scale(a) / scale for a in op.args[:2]]
     shift = 14
     while shift > 1 and max(real) * 2 ** shift >= 1 << 15:
@@ -64,27 +72,49 @@ def add(f, op, scale: float, relu: bool) -> str:
     while shift < 22 and max(real) * 2 ** (shift + 1) < 1 << 15:
         shift += 1
     mul = [round(r * 2 ** shift) for r in real]
-    if not all(0 < m < 1 << 15 for m in mul):
+    if max(mul) >= 1 << 15 or (min(mul) == 0 and shift < 9):
         raise GraphError(f"{layer(op)}: adds grids {real[0]:.3g} and {real[1]:.3g} times the sum's", "within 2^14")
+    if op.target is aten.sub.Tensor:
+        mul[1] = -mul[1]
     return f.emit(op, "add", op.args[:2], scale, {"mul": mul, "shift": shift, "relu": relu})
 
 
-def max_pool(f, op, scale: float, relu: bool) -> str:
-    numbers = [list(a)[-1] if isinstance(a, (list, tuple)) else a for a in (*op.args[1:4], 0, 0)][:3]
-    kernel, stride, pad = numbers[0], numbers[1] or numbers[0], numbers[2]
-    f.same(op.args[0], scale)
-    return f.emit(op, "maxpool", [op.args[0]], scale, {"kernel": kernel, "stride": stride, "pad": [pad, pad]})
+def product(f, op, scale: float, relu: bool) -> str:
+    mul, shift = multiplier(f.scale(op.args[0]) * f.scale(op.args[1]) / scale, layer(op))
+    return f.emit(op, "mul", op.args[:2], scale, {"mul": mul, "shift": shift})
+
+
+def pool(f, op, scale: float, relu: bool) -> str:
+    """maxpool and meanpool."""
+    kernel, stride, pad, *rest = (*op.args[1:], *([], 0)[len(op.args) - 2:]) if len(op.args) < 4 else op.args[1:]
+    kernel, stride, pad = (list(a) * 2 if isinstance(a, (list, tuple)) and len(a) == 1 else a
+                           for a in (kernel, stride or kernel, pad))
+    (kernel, over), (stride, step), (pad, out) = ((a[-1], a[0]) if isinstance(a, (list, tuple)) else (a, a)
+                                                  for a in (kernel, stride, pad))
+    mean = op.target is aten.avg_pool2d.default
+    usual = [False, True, None] if mean else [1, False]     # ceil, padding counts, divisor; dilation, ceil
+    given = [a[0] if isinstance(a, (list, tuple)) and len(set(a)) == 1 else a for a in rest]
+    given += usual[len(given):]
+    if mean and pad == 0:
+        given[1] = True
+    lead = f.shape(op.args[0])[1]
+    if over != 1 or out != 0 or (step != 1 and lead != 1) or given != usual:
+        raise GraphError(f"{layer(op)}: pooling {op.args[1:]}", "kernel (1, k), stride (1, s), padding (0, p) that counts")
+    attrs = {"kernel": kernel, "stride": stride, "pad": [pad, pad]}
+    if not mean:
+        f.same(op.args[0], scale)
+        return f.emit(op, "maxpool", [op.args[0]], scale, attrs)
+    mul, shift = multiplier(f.scale(op.args[0]) / kernel / scale, layer(op))
+    return f.emit(op, "meanpool", [op.args[0]], scale, attrs | {"mul": mul, "shift": shift})
 
 
 def reduced(f, op, scale: float, relu: bool) -> str:
     source, axes = op.args[0], op.args[1]
-    axes = sorted(a % (len(f.shape(source)) + 1) - 1 for a in ([axes] if isinstance(axes, int) else axes))
-    if len(op.args) > 2 and op.args[2]:
-        raise GraphError(f"{layer(op)}: keepdim", "keepdim=False")
+    axes = [a - 1 for a in axes]
     if op.target is aten.amax.default:
         f.same(source, scale)
         return f.emit(op, "max", [source], scale, {"axes": axes})
-    count = int(np.prod([f.shape(source)[a] for a in axes]))
+    count = int(np.prod([f.shape(source)[a] for a in axes])) if op.target is aten.mean.dim else 1
     mul, shift = multiplier(f.scale(source) / count / scale, layer(op))
     return f.emit(op, "mean", [source], scale, {"axes": axes, "mul": mul, "shift": shift})
 
@@ -97,27 +127,43 @@ def concat(f, op, scale: float, relu: bool) -> str:
 
 
 def cut(f, op, scale: float, relu: bool) -> str:
-    source, dim, start, stop = (*op.args, 0, 0, 2 ** 62)[:4] if len(op.args) < 4 else op.args[:4]
-    length = f.shape(source)[dim - 1]
-    start, stop = (min(max(x + length if x < 0 else x, 0), length) for x in (start or 0, stop))
+    source, dim, start, stop = op.args
     f.same(source, scale)
     return f.emit(op, "slice", [source], scale, {"axis": dim - 1, "start": start, "stop": stop})
 
 
 def reshape(f, op, scale: float, relu: bool) -> str:
-    source = op.args[0]
-    shape = tuple(int(s) for s in op.meta["val"].shape[1:])
-    if len(shape) != 1 and shape != (1, *f.shape(source)):
-        raise GraphError(f"{layer(op)}: reshapes {f.shape(source)} to {shape}", "a vector, or one channel more")
+    source, shape = op.args
     f.same(source, scale)
-    return f.emit(op, "reshape", [source], scale, {"to": "vector" if len(shape) == 1 else "channel"})
+    return f.emit(op, "reshape", [source], scale, {"shape": list(shape[1:])})
+
+
+def transpose(f, op, scale: float, relu: bool) -> str:
+    source, perm = op.args
+    f.same(source, scale)
+    return f.emit(op, "transpose", [source], scale, {"perm": [axis - 1 for axis in perm[1:]]})
+
+
+def unary(f, op, scale: float, relu: bool) -> str:
+    source = operand(op)
+    return f.emit(op, "table", [source], scale, {}, {"table": table(f.program, op, f.scale(source), scale)})
+
+
+def repeated(f, op, scale: float, relu: bool) -> str:
+    """A parameter, repeated over the batch and perhaps along axes of size 1."""
+    codes, own = parameter(f.program, op.args[0].args[0]), op.args[0].args[1]
+    if own != scale:
+        raise GraphError(f"{layer(op)}: requantized from {own} to {scale}", "one grid")
+    shape = [int(s) for s in op.meta["val"].shape[1:]]
+    return f.emit(op, "constant", [], scale, {}, {"value": codes.expand(1, *shape)[0].contiguous().numpy()})
 
 
 MAKERS = {**dict.fromkeys(WEIGHTED, weighted), **dict.fromkeys(ADD, add),
-           **dict.fromkeys(ATTENTION, attention), **dict.fromkeys(_RESHAPE, reshape),
-           aten.max_pool1d.default: max_pool, aten.max_pool2d.default: max_pool,
-           aten.mean.dim: reduced, aten.amax.default: reduced, aten.cat.default: concat,
-           aten.slice.Tensor: cut}
+           **dict.fromkeys(ATTENTION, attention), **dict.fromkeys(MUL, product), **dict.fromkeys(REDUCED, reduced),
+           **dict.fromkeys(NORM, norm), **dict.fromkeys(LSTM, lstm), **dict.fromkeys(LOOKUP, lookup),
+           aten.max_pool2d.default: pool, aten.avg_pool2d.default: pool, aten.amax.default: reduced,
+           aten.cat.default: concat, aten.slice.Tensor: cut, aten.reshape.default: reshape,
+           aten.permute.default: transpose, aten.expand.default: repeated}
 
 
 def _conv_numbers(op) -> tuple[int, int, int, int]:

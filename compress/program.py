@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from compress.attention import attend
 from compress.fold import fold
 from compress.graph import Graph
+from compress.lookup import lookup
+from compress.lstm import lstm
+from compress.norm import norm
+from compress.tidy import tidy
 
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
@@ -31,6 +35,9 @@ with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
 
     from compress.freeze import freeze
     from compress.quantizer import IntegerQuantizer
+
+# attribute of a module -> the function of the same signature that computes what the integer graph computes
+INTEGER = {"attend_fn": attend, "norm_fn": norm, "lstm_fn": lstm, "lookup_fn": lookup}
 
 
 class Port(nn.Module):
@@ -51,13 +58,14 @@ class Program:
         self.shapes, self.scales, self.streaming = shapes, scales, streaming
         net = copy.deepcopy(net).eval()
         for module in net.modules():
-            if hasattr(module, "attend_fn"):
-                module.attend_fn = attend
+            for name, function in INTEGER.items():
+                if hasattr(module, name):
+                    setattr(module, name, function)
         example = tuple(torch.zeros(2, *shape) for shape in shapes.values())
         batch = {0: torch.export.Dim("batch", min=1)}
         sides = ((batch,) * (len(example) - 1),) if len(example) > 1 else ()
         exported = torch.export.export(Port(net), example, dynamic_shapes=(batch, *sides))
-        folded = fold(_named(exported.module(check_guards=False), shapes))
+        folded = tidy(fold(_named(exported.module(check_guards=False), shapes)))
         self.module = prepare_qat_pt2e(folded, IntegerQuantizer(scales))
         self.module.apply(pt2e.disable_fake_quant)
 

@@ -23,18 +23,32 @@ from torchao.quantization.pt2e.quantizer import (
 
 import compress.attention  # noqa: F401  registers the op
 from compress.fold import layer
+from compress.lookup import LOOKUP
+from compress.lstm import H_SCALE, LSTM
+from compress.norm import NORM, arguments
+from compress.tables import operand
+from compress.tidy import BATCH
 from train.say import GraphError
 
 aten = torch.ops.aten
-WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.linear.default}
-RELU = {aten.relu.default, aten.relu_.default}
-ADD = {aten.add.Tensor, aten.add_.Tensor}
-# the codes do not change: input and output share one scale
-SAME_CODES = {aten.max_pool1d.default, aten.max_pool2d.default, aten.amax.default, aten.slice.Tensor, aten.view.default,
-              aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim,
-              aten.clone.default, aten.contiguous.default, aten.dropout.default}
-REDUCED = {aten.mean.dim, aten.cat.default}
+# the words of a program that `tidy.py` has been through
+WEIGHTED = {aten.conv2d.default, aten.linear.default}
+RELU = {aten.relu.default}
+ADD = {aten.add.Tensor, aten.sub.Tensor}
+MUL = {aten.mul.Tensor}
+REDUCED = {aten.mean.dim, aten.sum.dim_IntList}
 ATTENTION = {torch.ops.leadedge.attention.default}
+# the codes do not change: input and output share one scale
+SAME_CODES = {aten.max_pool2d.default, aten.amax.default, aten.slice.Tensor, aten.reshape.default,
+              aten.permute.default, aten.expand.default}
+TAKES_PARAMETERS = ADD | MUL | {aten.cat.default, aten.expand.default}     # as data, with a grid of their own
+KNOWN = {
+    "convolution, linear": WEIGHTED, "add, subtract": ADD, "multiply": MUL, "mean, sum": REDUCED,
+    "max": {aten.amax.default}, "pooling": {aten.max_pool2d.default, aten.avg_pool2d.default},
+    "cat": {aten.cat.default}, "slice": {aten.slice.Tensor}, "reshape": {aten.reshape.default}, "transpose": {aten.permute.default},
+    "a parameter repeated over the batch": {aten.expand.default}, "attention": ATTENTION, "Norm": NORM, "Lstm": LSTM,
+    "Lookup": LOOKUP,
+}
 
 
 class ClipObserver(MinMaxObserver):
@@ -97,18 +111,28 @@ class IntegerQuantizer(Quantizer):
 
     def _annotate(self, node: torch.fx.Node) -> None:
         target = node.target
-        inputs = {a: self._spec(a) for a in node.all_input_nodes if a.op != "get_attr"}
+        if target is BATCH:
+            return
+        unary = operand(node) is not None
+        inputs = {a: self._spec(a) for a in node.all_input_nodes if a.op != "get_attr" and a.target is not BATCH}
         output = ACTIVATION
+        if not unary and target in TAKES_PARAMETERS:
+            inputs |= {a: ACTIVATION for a in node.all_input_nodes if a.op == "get_attr"}
+        if node.kwargs.get("alpha", 1) != 1 or not (unary or any(target in words for words in KNOWN.values())):
+            raise GraphError(f"{layer(node)}: {target} has no integer form",
+                             f"{', '.join(KNOWN)}, any function of one tensor (ReLU, GELU, sigmoid, clamp, x * 2, ...)",
+                             "replace it in the model; BatchNorm must follow a convolution or linear layer")
         if target in WEIGHTED:
             inputs[node.args[1]] = WEIGHT
         elif target in SAME_CODES:
             output = SharedQuantizationSpec((node.args[0], node))
-        elif target in RELU:
-            inputs = {} if _fused(node.args[0]) else inputs
-        elif target not in ADD | REDUCED | ATTENTION:
-            raise GraphError(f"{layer(node)}: {target} has no integer form",
-                             "convolution, linear, ReLU, add, pooling, mean, concat, slice, reshape, attention",
-                             "replace it in the model; BatchNorm must follow a convolution or linear layer")
+        elif target in RELU and _fused(node.args[0]):
+            inputs = {}
+        elif target in LSTM:
+            inputs |= {node.args[1]: WEIGHT, node.args[2]: WEIGHT}
+            output = fixed(H_SCALE)
+        elif target in NORM:
+            arguments(node)     # refuses a norm over other axes
         if _fused(node):
             output = None
         node.meta["quantization_annotation"] = QuantizationAnnotation(
@@ -118,6 +142,8 @@ class IntegerQuantizer(Quantizer):
         """The spec of an edge: an input's own grid as long as its codes are only moved, else the default."""
         while source.target in SAME_CODES:
             source = source.args[0]
+        if source.target in LSTM:
+            return fixed(H_SCALE)
         return fixed(self.input_scales[source.name]) if source.op == "placeholder" else ACTIVATION
 
     def validate(self, model: torch.fx.GraphModule) -> None:
@@ -125,5 +151,6 @@ class IntegerQuantizer(Quantizer):
 
 
 def _fused(node: torch.fx.Node) -> bool:
-    """True when the only user of a convolution, linear or add is a ReLU: one node of the integer graph."""
-    return node.target in WEIGHTED | ADD and len(node.users) == 1 and next(iter(node.users)).target in RELU
+    """True when the only user of a convolution, linear or sum is a ReLU: one node of the integer graph."""
+    return (node.target in WEIGHTED | ADD and operand(node) is None and len(node.users) == 1
+            and next(iter(node.users)).target in RELU)

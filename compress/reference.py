@@ -6,21 +6,31 @@ batch axis in front: (batch, channel, lead, time) or (batch, feature).
 
     requantize(acc, m, k)   clamp8(((acc << k) * m + 2^31) >> 32)            0 < m < 2^31, 0 <= k <= 7, ties up
     conv1d, dense           requantize(sum(w * x) + bias, m[c], k[c]), at least 0 with relu; each lead by itself
-    add                     clamp8((a * ma + b * mb + 2^(s-1)) >> s), at least 0 with relu
+    constant                value, the same for every window
+    add                     clamp8((a * ma + b * mb + 2^(s-1)) >> s), at least 0 with relu; mb < 0 subtracts
+    mul                     requantize(a * b, m, k)
     table                   table[x + 128]
     maxpool, max            the largest code; outside of the signal counts as -128
-    mean                    requantize(sum(x), m, k)
+    mean, meanpool          requantize(sum(x), m, k); outside of the signal counts as 0
     concat                  requantize(x_i, m_i, k_i) side by side
+    slice, reshape          the same codes
+    transpose               the same codes in another order: output axis i is input axis perm[i]
     attention               see reference_attention.py; the probabilities are never rounded
+    norm, lstm              see reference_norm.py and reference_lstm.py
+    lookup                  row min(max(x - low, 0), entries - 1) of the table
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from compress.fixed import clamp8, rescale
 from compress.graph import Graph, Node
 from compress.reference_attention import attention
+from compress.reference_lstm import lstm
+from compress.reference_norm import norm
 from train.say import GraphError
 
 
@@ -46,9 +56,10 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
     values = {name: x[None]}
     execute(local, values, endless=True)
     columns = values[rest[0].inputs[0]]
-    stride = column_stride(graph)
-    if hop <= 0 or hop % stride:
-        raise GraphError(f"a hop of {hop} samples", f"a multiple of the total stride {stride}", "train with such a hop")
+    stride, whole = column_stride(graph), period(graph)
+    if hop <= 0 or hop % whole:
+        blocks = f" and its blocks of attention, {whole}" if whole > stride else f" {stride}"
+        raise GraphError(f"a hop of {hop} samples", f"a multiple of the total stride{blocks}", "train with such a hop")
     start, stop = rest[0].attrs["start"], rest[0].attrs["stop"]
     hops = np.arange(0, x.shape[1] - window + 1, hop) // stride
     if not len(hops):
@@ -62,17 +73,32 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
 def column_stride(graph: Graph) -> int:
     """Samples per column at the boundary."""
     local, rest = graph.local_nodes()
+    return _strides(graph, local)[rest[0].inputs[0]]
+
+
+def period(graph: Graph) -> int:
+    """Samples after which columns and blocks of attention lie alike: the least hop of a streaming graph."""
+    local, _ = graph.local_nodes()
+    stride = _strides(graph, local)
+    blocks = (stride[n.output] * n.attrs["size"] for n in local if n.attrs.get("window") == "block")
+    return math.lcm(column_stride(graph), *blocks)
+
+
+def _strides(graph: Graph, local: list[Node]) -> dict[str, int]:
+    """Samples per column of every tensor in front of the boundary."""
     stride = {name: 1 for name in graph.inputs}
     for n in local:
-        stride[n.output] = stride[n.inputs[0]] * n.attrs.get("stride", 1)
-    return stride[rest[0].inputs[0]]
+        stride[n.output] = max((stride[t] for t in n.inputs), default=1) * n.attrs.get("stride", 1)
+    return stride
 
 
 def execute(nodes: list[Node], values: dict[str, np.ndarray], endless: bool = False) -> None:
     """Run nodes in order over `values` (tensor name -> codes), adding their outputs."""
+    batch = max((len(x) for x in values.values()), default=1)
     for n in nodes:
         args = [values[t] for t in n.inputs]
-        values[n.output] = _KERNELS[n.kind](n, args, endless)
+        out = _KERNELS[n.kind](n, args, endless)
+        values[n.output] = out if n.inputs else np.repeat(out, batch, axis=0)
 
 
 def _padded(x: np.ndarray, pad, value: int, endless: bool) -> np.ndarray:
@@ -83,6 +109,8 @@ def _padded(x: np.ndarray, pad, value: int, endless: bool) -> np.ndarray:
 
 def _windows(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
     """(..., time) -> (..., column, kernel)."""
+    if x.shape[-1] < kernel:
+        return np.empty((*x.shape[:-1], 0, kernel), x.dtype)
     return np.lib.stride_tricks.sliding_window_view(x, kernel, axis=-1)[..., ::stride, :]
 
 
@@ -113,11 +141,32 @@ def dense(n: Node, args, endless: bool) -> np.ndarray:
     return clamp8(rescale(acc, n.params["mul"], n.params["shift"]), n.attrs["relu"])
 
 
+def constant(n: Node, args, endless: bool) -> np.ndarray:
+    """A parameter as data, (1, *shape)."""
+    return n.params["value"][None]
+
+
+def _finished(args, endless: bool, still: int = 1) -> list[np.ndarray]:
+    """Operands as int64; on an endless record the branch that waits longest decides the length.
+
+    An operand of `still` columns is one that repeats along time.
+    """
+    if endless:
+        length = min((a.shape[-1] for a in args if a.shape[-1] != still), default=still)
+        args = [a[..., :length] for a in args]
+    return [a.astype(np.int64) for a in args]
+
+
 def add(n: Node, args, endless: bool) -> np.ndarray:
-    """Residual addition; on an endless record the branch that waits longer decides the length."""
-    length = min(a.shape[-1] for a in args)
-    (a, b), (ma, mb), s = ([x[..., :length].astype(np.int64) for x in args], n.attrs["mul"], n.attrs["shift"])
+    """Sum or difference; an axis of size 1 is repeated."""
+    (a, b), (ma, mb), s = _finished(args, endless), n.attrs["mul"], n.attrs["shift"]
     return clamp8((a * ma + b * mb + (1 << (s - 1))) >> s, n.attrs["relu"])
+
+
+def product(n: Node, args, endless: bool) -> np.ndarray:
+    """Elementwise product; an axis of size 1 is repeated."""
+    a, b = _finished(args, endless)
+    return clamp8(rescale(a * b, n.attrs["mul"], n.attrs["shift"]))
 
 
 def table(n: Node, args, endless: bool) -> np.ndarray:
@@ -128,6 +177,12 @@ def table(n: Node, args, endless: bool) -> np.ndarray:
 def maxpool(n: Node, args, endless: bool) -> np.ndarray:
     """Sliding maximum along time."""
     return _windows(_padded(args[0], n.attrs["pad"], -128, endless), n.attrs["kernel"], n.attrs["stride"]).max(-1)
+
+
+def meanpool(n: Node, args, endless: bool) -> np.ndarray:
+    """Sliding mean along time; the multiplier holds 1 / kernel, padding counts as 0."""
+    acc = _windows(_padded(args[0].astype(np.int64), n.attrs["pad"], 0, endless), n.attrs["kernel"], n.attrs["stride"])
+    return clamp8(rescale(acc.sum(-1), n.attrs["mul"], n.attrs["shift"]))
 
 
 def maximum(n: Node, args, endless: bool) -> np.ndarray:
@@ -143,6 +198,7 @@ def mean(n: Node, args, endless: bool) -> np.ndarray:
 
 def concat(n: Node, args, endless: bool) -> np.ndarray:
     """Inputs brought to the output's scale and laid side by side."""
+    args = _finished(args, endless, still=-1)
     parts = [clamp8(rescale(a, m, k)) for a, m, k in zip(args, n.attrs["mul"], n.attrs["shift"], strict=True)]
     return np.concatenate(parts, axis=n.attrs["axis"] + 1)
 
@@ -153,10 +209,23 @@ def cut(n: Node, args, endless: bool) -> np.ndarray:
 
 
 def reshape(n: Node, args, endless: bool) -> np.ndarray:
-    """To "vector": everything in one axis. To "channel": the waveform (lead, time) becomes (1, lead, time)."""
-    x = args[0]
-    return x.reshape(x.shape[0], -1) if n.attrs["to"] == "vector" else x[:, None]
+    """Other axes in the same order; on an endless record the last one stays time."""
+    x, shape = args[0], n.attrs["shape"]
+    return x.reshape(x.shape[0], *shape[:-1], x.shape[-1] if endless else shape[-1])
 
 
-_KERNELS = {"conv1d": conv1d, "dense": dense, "attention": attention, "add": add, "table": table, "maxpool": maxpool,
-            "max": maximum, "mean": mean, "concat": concat, "slice": cut, "reshape": reshape}
+def transpose(n: Node, args, endless: bool) -> np.ndarray:
+    """Other order of the axes."""
+    return args[0].transpose(0, *(axis + 1 for axis in n.attrs["perm"]))
+
+
+def lookup(n: Node, args, endless: bool) -> np.ndarray:
+    """(batch, 1) -> (batch, width)."""
+    rows = n.params["table"]
+    return rows[np.clip(args[0][:, 0].astype(np.int64) - n.attrs["low"], 0, len(rows) - 1)]
+
+
+_KERNELS = {"conv1d": conv1d, "dense": dense, "attention": attention, "constant": constant, "add": add, "mul": product,
+            "table": table, "maxpool": maxpool, "meanpool": meanpool, "max": maximum, "mean": mean, "concat": concat,
+            "slice": cut, "reshape": reshape, "transpose": transpose,
+            "norm": norm, "lstm": lstm, "lookup": lookup}

@@ -117,29 +117,45 @@ class Builder:
         rows = turn @ (axes[:classes] / (size[:classes, None] + 1e-9)) * math.sqrt(len(real))
         return self._layer("dense", x, (classes,), rows, 1.0, -rows @ centre, {"relu": False})
 
-    def attention(self, q: str, k: str, v: str, heads: int, window: str, half: int = 0) -> str:
-        """Lead-joint attention whose scores spread over about one nat; a global query may have its own length."""
-        channel, lead, _ = self.tensors[q].shape
-        depth = channel // heads * lead
-        spread = self._rms(q) * self._rms(k) * math.sqrt(depth)
-        m, shift = multiplier(1.0 / spread / reference_attention.EXP_STEP)
+    def attention(self, q: str, k: str, v: str, heads: int, window: str, size: int = 0, *, bias: bool = False,
+                  pair: tuple[str, str] | None = None, lam: float = 0.4) -> str:
+        """Lead-joint attention whose scores spread over about one nat; a global query may have its own length.
+
+        `bias` adds random relative positions of about half a nat, `pair` = (q2, k2) subtracts `lam` times their map.
+        """
         tensor = self.tensors[v]
         scale = tensor.scale * 0.7
-        nats = m * 2.0 ** (shift - 32) * reference_attention.EXP_STEP
-        attrs = {"heads": heads, "window": window, "half": half, "score_mul": m, "score_shift": shift,
+        m, shift, unit, reach = self._scores(q, k, heads)
+        attrs = {"heads": heads, "window": window, "size": size, "score_mul": m, "score_shift": shift,
                  "out_mul": round(tensor.scale / scale * (1 << 24)),
-                 "export_scales": {"score": nats * spread * SIGMA / 127, "probability": 1 / 127}}
-        return self._put("attention", [q, k, v], (tensor.shape[0], *self.tensors[q].shape[1:]), scale, attrs,
-                         {"table": reference_attention.exp_table()})
+                 "export_scales": {"score": reach, "probability": 1 / 127}}
+        params = {"table": reference_attention.exp_table()}
+        if bias:
+            params["bias"] = np.rint(self.rng.normal(0, 0.5, (heads, 2 * size - 1)) / unit).astype(np.int32)
+        if pair:
+            attrs["score_mul2"], attrs["score_shift2"], _, attrs["export_scales"]["score2"] = self._scores(*pair, heads)
+            attrs["out_mul2"] = round(lam * tensor.scale / scale * (1 << 24))
+        shape = (tensor.shape[0], *self.tensors[q].shape[1:])
+        return self._put("attention", [q, k, v, *(pair or ())], shape, scale, attrs, params)
 
-    def add(self, a: str, b: str, relu: bool = False) -> str:
-        """Residual sum."""
+    def _scores(self, q: str, k: str, heads: int) -> tuple[int, int, float, float]:
+        """(multiplier, shift, nats of one score step, grid of the scores)."""
+        channel, lead, _ = self.tensors[q].shape
+        spread = self._rms(q) * self._rms(k) * math.sqrt(channel // heads * lead)
+        m, shift = multiplier(1.0 / spread / reference_attention.EXP_STEP)
+        unit = m * 2.0 ** (shift - 32) * reference_attention.EXP_STEP
+        return m, shift, unit, unit * spread * SIGMA / 127
+
+    def add(self, a: str, b: str, relu: bool = False, sign: int = 1) -> str:
+        """Residual sum, or with sign -1 difference; axes of size 1 repeated."""
         scales = [self.tensors[t].scale for t in (a, b)]
         sigma = math.hypot(*(self._rms(t) * s for t, s in zip((a, b), scales, strict=True)))
         scale = SIGMA * sigma / 127
         shift = 14 - math.ceil(math.log2(max(scales) / scale))      # 15-bit multipliers
         mul = [min(round(s / scale * (1 << shift)), 32767) for s in scales]
-        return self._put("add", [a, b], self.tensors[a].shape, scale, {"mul": mul, "shift": shift, "relu": relu})
+        shape = np.broadcast_shapes(*(self.tensors[t].shape for t in (a, b)))
+        attrs = {"mul": [mul[0], sign * mul[1]], "shift": shift, "relu": relu}
+        return self._put("add", [a, b], shape, scale, attrs)
 
     def table(self, x: str, function=np.tanh) -> str:
         """A unary function as 256 codes."""
@@ -182,20 +198,45 @@ class Builder:
         shape[axis] = stop - start
         return self._put("slice", [x], shape, self.tensors[x].scale, {"axis": axis, "start": start, "stop": stop})
 
-    def reshape(self, x: str, to: str) -> str:
-        """Same codes, other axes: "channel" or "vector"."""
+    def reshape(self, x: str, to: str | tuple[int, ...]) -> str:
+        """Same codes, other axes: "channel" (one more in front), "vector" or a shape."""
         shape = self.tensors[x].shape
-        return self._put("reshape", [x], (1, *shape) if to == "channel" else (math.prod(shape),),
-                         self.tensors[x].scale, {"to": to})
+        shape = {"channel": (1, *shape), "vector": (math.prod(shape),)}.get(to, to)
+        return self._put("reshape", [x], shape, self.tensors[x].scale, {"shape": list(shape)})
 
-    def block(self, x: str, out: int, heads: int, half: int = 0, *, stride: int = 1) -> str:
-        """An attention block: depthwise mix, q, k, v, attention in a band of `half` (0: global), two 1x1 layers."""
+    def transpose(self, x: str, perm: tuple[int, ...]) -> str:
+        """Same codes, other order of the axes."""
+        shape = self.tensors[x].shape
+        return self._put("transpose", [x], [shape[axis] for axis in perm], self.tensors[x].scale, {"perm": list(perm)})
+
+    def constant(self, shape: tuple[int, ...], scale: float = 0.02) -> str:
+        """A parameter as data."""
+        value = self.rng.integers(-127, 128, shape).astype(np.int8)
+        return self._put("constant", [], shape, scale, {}, {"value": value})
+
+    def mul(self, a: str, b: str) -> str:
+        """Elementwise product, axes of size 1 repeated."""
+        shapes, scales = zip(*((self.tensors[t].shape, self.tensors[t].scale) for t in (a, b)), strict=True)
+        scale = SIGMA * self._rms(a) * self._rms(b) * math.prod(scales) / 127
+        m, k = multiplier(math.prod(scales) / scale)
+        return self._put("mul", [a, b], np.broadcast_shapes(*shapes), scale, {"mul": m, "shift": k})
+
+    def meanpool(self, x: str, kernel: int, stride: int) -> str:
+        """Sliding mean."""
+        (channel, lead, time), scale = self.tensors[x].shape, self.tensors[x].scale
+        pad = [(kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2]
+        m, k = multiplier(1 / kernel / 0.7)
+        return self._put("meanpool", [x], (channel, lead, (time - 1) // stride + 1), scale * 0.7,
+                         {"kernel": kernel, "stride": stride, "pad": pad, "mul": m, "shift": k})
+
+    def block(self, x: str, out: int, heads: int, size: int = 0, *, window: str = "band", stride: int = 1) -> str:
+        """An attention block: depthwise mix, q, k, v, attention in a window (size 0: global), two 1x1 layers."""
         channel = self.tensors[x].shape[0]
         skip = self.maxpool(x, 3, stride) if stride > 1 else x
         skip = skip if channel == out else self.conv(skip, out, relu=False)
         local = self.conv(x, channel, 3, stride=stride, groups=channel, relu=False)
         q, k, v = (self.conv(local, out, relu=False) for _ in range(3))
-        seen = self.attention(q, k, v, heads, "band" if half else "global", half)
+        seen = self.attention(q, k, v, heads, window if size else "global", size)
         x = self.add(skip, self.conv(seen, out, relu=False))
         return self.add(x, self.conv(self.conv(x, 2 * out), out, relu=False))
 
@@ -214,7 +255,7 @@ def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, 
     x = b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2)
     x = b.add(x, b.conv(b.conv(x, channel, 3, groups=channel), channel, relu=False), relu=True)
     x = b.maxpool(x, 3, 2)
-    x = b.table(b.block(x, channel, heads=2, half=3))
+    x = b.table(b.block(x, channel, heads=2, size=3))
     columns = b.tensors[x].shape[2]
     x = b.block(b.slice(x, 2, columns // 4, columns), channel, heads=2)
     over_leads = b.reshape(b.reduce("mean", b.slice(x, 2, 0, 2), axes=(1,)), "vector")
@@ -222,16 +263,48 @@ def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, 
     return b.graph(b.classifier(features, classes))
 
 
-def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8) -> Graph:
+def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8, window: str = "band",
+              size: int = 3) -> Graph:
     """A net of one waveform input whose boundary cuts off the columns that the window's edges touch; stride 4."""
     b = Builder(seed, {"ecg": (leads, time)})
     x = b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2)
-    x = b.block(b.maxpool(x, 3, 2), channel, heads=2, half=3)
+    x = b.block(b.maxpool(x, 3, 2), channel, heads=2, size=size, window=window)
     x = b.slice(x, 2, 8, b.tensors[x].shape[2] - 6)
     boundary = b.nodes[-1].name
     x = b.block(x, channel, heads=2)
     features = b.concat([b.reduce("mean", x), b.reduce("max", x)])
     return b.graph(b.classifier(features, 3), boundary)
+
+
+# every form of attention that is no band and not plainly global: arguments of `attending`
+FORMS = {
+    "block": {"window": "block", "size": 8},
+    "block with a short end": {"window": "block", "size": 7, "leads": 2},
+    "neighbourhood": {"window": "neighbourhood", "size": 7, "leads": 2},
+    "neighbourhood with bias": {"window": "neighbourhood", "size": 7, "bias": True},
+    "neighbourhood with bias, all keys": {"window": "neighbourhood", "size": 32, "bias": True, "leads": 3},
+    "neighbourhood of an even size": {"window": "neighbourhood", "size": 4, "bias": True},
+    "neighbourhood, long": {"window": "neighbourhood", "size": 9, "bias": True, "time": 400},
+    "pair": {"lam": 0.4},
+    "pair that adds": {"lam": -0.3, "leads": 2},
+    "pair in a band": {"window": "band", "size": 5, "lam": 0.6, "time": 128},
+    "pair of wide values": {"lam": 0.5, "wide": 16},
+    "wide values": {"wide": 12, "leads": 2},
+    "one query": {"queries": 1},
+    "half the queries": {"queries": 16, "leads": 3},
+}
+
+
+def attending(window: str = "global", size: int = 0, *, leads: int = 1, time: int = 64, wide: int = 8,
+              queries: int = 0, bias: bool = False, lam: float | None = None, seed: int = 0) -> Graph:
+    """One attention node of two heads behind a convolution of stride 2. `wide`: channels of v; `queries`: 0 is all."""
+    b = Builder(seed, {"ecg": (leads, time)})
+    x = b.conv(b.reshape("ecg", "channel"), 8, 5, stride=2)
+    q, k, *pair = (b.conv(x, 8, relu=False) for _ in range(2 if lam is None else 4))
+    q = b.slice(q, 2, 3, 3 + queries) if queries else q
+    v = b.conv(x, wide, relu=False)
+    y = b.attention(q, k, v, 2, window, size, bias=bias, pair=tuple(pair), lam=lam or 0.0)
+    return b.graph(b.classifier(b.concat([b.reduce("mean", y), b.reduce("max", y)]), 3))
 
 
 def like_local_lead(seed: int = 0, leads: int = 1, time: int = 2176, widths=(16, 24, 48, 64), heads=(3, 4),
@@ -241,8 +314,8 @@ def like_local_lead(seed: int = 0, leads: int = 1, time: int = 2176, widths=(16,
     x = b.conv(b.reshape("ecg", "channel"), widths[0], 11, stride=2)
     for width in widths[1:3]:
         x = b.separable(b.separable(x, width, 7, stride=2), width, 7)
-    x = b.block(x, widths[2], heads[0], half=8)
-    x = b.block(x, widths[2], heads[0], half=6, stride=2)
+    x = b.block(x, widths[2], heads[0], size=8)
+    x = b.block(x, widths[2], heads[0], size=6, stride=2)
     columns = b.tensors[x].shape[2]
     x = b.slice(x, 2, columns // 6, columns // 6 + 96)
     boundary = b.nodes[-1].name
