@@ -34,6 +34,10 @@ class Network(nn.Module):
         """geometry.columns finished columns and the side inputs -> logits (batch, class)."""
         raise NotImplementedError
 
+    def prepare(self, source, indices, seed: int) -> dict:
+        """What is trained before the labels are, on records `indices` only; returns figures for training.json."""
+        return {}
+
     def forward(self, ecg: Tensor, *sides: Tensor) -> Tensor:
         """One window (batch, 1, lead, geometry.window) in millivolt -> logits (batch, class)."""
         columns = self.columns(ecg)
