@@ -99,6 +99,7 @@ class Fit:
         default = INNER_FOLDS if self.task.trigger == "r-peak" else 0
         self.folds = default if job.folds is None else job.folds
         self.recipe = replace(recipe(self.task), **net.RECIPE)
+        self.prepared: dict[str, dict] = {}         # figures of what was trained before the labels, by training
         if job.epochs is not None:
             self.recipe = replace(self.recipe, epochs=job.epochs)
 
@@ -134,6 +135,7 @@ class Fit:
         record = {"recipe": asdict(self.recipe), "log": state.log, "epochs": state.epoch,
                   "best_epoch": state.best_epoch,
                   "validation": state.best if validation else None, "folds": self._train_folds(train)}
+        record |= {"prepared": self.prepared} if any(self.prepared.values()) else {}
         record["seconds"] = round(state.elapsed_s + sum(f["seconds"] for f in record["folds"]), 1)
         record["wall_seconds"] = round(time.monotonic() - began, 1)
         if self.crew.first:
@@ -150,7 +152,9 @@ class Fit:
         about = {key: getattr(self.job, key) for key in ("arch", "preset", "task", "seed", "fold")}
         about |= {"leads": list(self.shards.leads), "label": label, "records": len(train)}
         minutes = None if self.job.minutes is None else self.job.minutes / (1 + self.folds)
-        training = Training(self.network(), self.source, train, validation, self.recipe, folder, self.job.seed, about,
+        net = self.network()
+        self.prepared[label] = net.prepare(self.source, train, self.job.seed)
+        training = Training(net, self.source, train, validation, self.recipe, folder, self.job.seed, about,
                             self.crew, minutes, self.objective())
         if self.job.resume and training.load():
             say.info(f"{label}: goes on behind epoch {training.state.epoch}")

@@ -14,7 +14,8 @@ from pathlib import Path
 from train.say import choose, fail
 
 ARCHS = {"local-lead": "train.models.local_lead:LocalLead",
-         "nat": "train.models.nat:Nat"}
+         "nat": "train.models.nat:Nat",
+         "efficient": "train.models.efficient:Efficient"}
 
 
 def find(arch: str):
