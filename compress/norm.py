@@ -59,11 +59,10 @@ def arguments(node: torch.fx.Node) -> tuple:
     """(x, gain, bias, groups, rms, eps) of a node in NORM; GraphError when it is not over the channels of x."""
     if node.target is torch.ops.leadedge.norm.default:
         return node.args
-    x, shape = node.args[0], list(node.args[1])
-    if x.meta["val"].dim() != 2 or len(shape) != 1:
-        raise GraphError(f"{layer(node)}: {node.target} over {shape} of (batch, "
-                         f"{', '.join(str(s) for s in x.meta['val'].shape[1:])})", "vectors (batch, feature)",
-                         "use Norm of train/models/norm.py for (batch, channel, lead, time)")
+    x, axes, shape = node.args[0], list(node.args[1]), list(node.meta["val"].shape)
+    if len(shape) != 2 or len(axes) != 1:
+        raise GraphError(f"{layer(node)}: {node.target} over {axes} of (batch, {', '.join(map(str, shape[1:]))})",
+                         "vectors (batch, feature)", "Norm of train/models/norm.py for (batch, channel, lead, time)")
     rest = [*node.args[2:], *[None] * 5]
     if node.target is aten.rms_norm.default:
         gain, eps = rest[:2]
