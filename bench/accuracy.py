@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a quantized run classifies records it was not trained on: by the reference, or by what a target built.
 
-Rhythm tasks: per class Se, +P, F1 with 95 % intervals by record, mean F1, and F1 by duration. mitbih has two tables
+Rhythm tasks: per class Se, +P, F1 with 95 % intervals by record, mean F1, and F1 by duration. Tasks with several
+classes a record: the same with AUROC and AUPRC, macro F-beta and G-beta, and the challenge score. mitbih has two tables
 that are never mixed: beat-given (annotated R) and end-to-end (our detector, 150 ms, from 5:00, missed and extra beats
 count).
 """
@@ -45,12 +46,24 @@ def common(logits, source, classes: list[str]):
     return logits.where(truth >= 0, truth)
 
 
+def diagnoses(manifest, logits, source, classes: list[str]) -> dict:
+    """The tables of a task with several classes a record, whose classes must be the model's, in any order."""
+    from compress import report_labels
+    names = [c.name for c in source.task.classes]
+    if set(names) != set(classes) or not manifest.multi_label:
+        say.fail(f"the model tells {', '.join(classes)}; {source.task.name} has {', '.join(names)}, several a record",
+                 "a model of the same classes", f"leave out --task, the run's is {manifest.task}")
+    order = [names.index(name) for name in classes]
+    logits = logits.where(slice(None), logits.truth[:, order])
+    return report_labels.table({"int8": logits.decided(manifest.decision)}, {"int8": logits}, classes, source.task.name)
+
+
 def rhythms(manifest, logits, source, classes: list[str]) -> dict:
     """The table of a task that labels whole records; where the classes have N and A, the AUROC of A against N."""
     import numpy as np
 
     from compress import report
-    from train import score
+    from train import metrics, score
     logits = common(logits, source, classes)
     decided = logits.decided(manifest.decision)
     result = report.table({"int8": decided}, logits, classes, source.task.name)
@@ -58,7 +71,7 @@ def rhythms(manifest, logits, source, classes: list[str]) -> dict:
         n, a = classes.index("N"), classes.index("A")
         two = np.isin(logits.truth, (n, a))
         margin = (logits.sums[:, a] - logits.sums[:, n]) / logits.counts
-        result["auroc_a_n"] = score.auroc(margin[two], logits.truth[two] == a)
+        result["auroc_a_n"] = float(metrics.auroc(margin[two, None], logits.truth[two, None] == a)[0])
         say.info(f"AUROC of A against N {result['auroc_a_n']:.4f}, {int(two.sum())} records")
     seconds = {r["name"]: r["duration_s"] for r in source.shards.records}
     duration = np.array([seconds[name] for name in logits.unit])
@@ -85,7 +98,9 @@ def main(args) -> dict:
     logits = evaluate.integer(graph, source, indices, args.target, runner(args.run, manifest, args.target))
     say.info(f"{manifest.name} {manifest.identity.hex()[:16]}, {args.target}, {len(indices)} test records "
              f"({manifest.provenance['split']})")
-    if manifest.trigger.kind == "hop":
+    if source.task.multi_label:
+        result = diagnoses(manifest, logits, source, classes)
+    elif manifest.trigger.kind == "hop":
         result = rhythms(manifest, logits, source, classes)
     else:
         from bench import beats

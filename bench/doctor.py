@@ -22,7 +22,7 @@ PYTHON = (3, 10)
 # extra -> (what it is for, packages)
 EXTRAS = {
     "core": ("every stage", ("numpy", "pyserial", "rich")),
-    "train": ("training", ("torch", "wfdb", "scipy", "safetensors", "h5py")),
+    "train": ("training", ("torch", "wfdb", "scipy", "safetensors", "h5py", "scikit-learn")),
     "compress": ("quantization", ("torchao",)),
     "arm": ("the arm target", ("onnx", "onnxruntime")),
     "dev": ("the tests", ("pytest", "pytest-xdist", "hypothesis", "ruff")),

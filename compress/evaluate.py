@@ -26,7 +26,7 @@ class Logits:
 
     sums: np.ndarray        # int64 (n, class), added over the windows of the recording
     counts: np.ndarray      # int64 (n,)
-    truth: np.ndarray       # int64 (n,)
+    truth: np.ndarray       # int64 (n,), or bool (n, class) of a multi-label task
     unit: np.ndarray        # str (n,): the record
     scale: float            # nats per logit step
 
@@ -42,8 +42,13 @@ class Logits:
         """The rows marked in `keep` (bool), with another truth."""
         return Logits(self.sums[keep], self.counts[keep], truth[keep], self.unit[keep], self.scale)
 
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean logit in nats, float (n, class)."""
+        return self.sums / self.counts[:, None] * self.scale
+
     def decided(self, rule) -> np.ndarray:
-        """Class index per row under a decision rule."""
+        """Class index per row under a decision rule, or bool (n, class) under a threshold rule."""
         return score.decide(self.sums, self.counts, rule.rule, rule.offsets)
 
     def confusion(self, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -120,7 +125,7 @@ def _walk(source, indices, label: str, record_logits: Callable, window_logits: C
             else:
                 total, windows = score.vote(record_logits(*source.evaluate(i)))
                 found = total[-1:]
-                truth.append(np.array([record["labels"][0]]))
+                truth.append(source.truth([i]))
                 counts.append(windows[-1:])
             sums.append(found)
             unit.append(np.full(len(found), record["name"]))

@@ -52,9 +52,6 @@ class Quantize:
         self.run, self.seed = pathlib.Path(run), seed
         self.draft, self.net = fit.load(run)
         self.task = tasks.find(self.draft.task)
-        if self.task.multi_label:
-            raise UserError(f"{run}: task {self.task.name} is multi-label; its decision rule cannot be fitted yet",
-                            "a task with one class per record or beat: synthetic, cinc2017, mitbih")
         leads = ",".join(self.draft.waveform.leads)
         self.shards = open_shards(prepare(self.task, data, leads=leads))
         self.source = dataset.source(self.shards, self.task, self.net.geometry, self.net.sides)
@@ -144,10 +141,7 @@ class Quantize:
         say.info(f"{part} part, {len(self.parts[part])} records; rules fitted on records that were not trained on")
         logits = self._logits(main, self.parts[part])
         decided = {form: logits[form].decided(rules[form]) for form in report.FORMS}
-        first, last = report.FORMS[0], report.FORMS[-1]
-        result = {"part": part} | report.table(decided, logits[last], self.classes, self.task.name)
-        result["flips"] = report.flips(decided[first], decided[last], logits[last], self.classes)
-        return result
+        return {"part": part} | report.compare(decided, logits, self.classes, self.task.name)
 
     def _write(self, graph, rule, result: dict) -> None:
         """Graph, golden vectors, figures and manifest, all or nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress import rule
+from compress import report_labels, rule
 from compress.evaluate import Logits
 from train import say, score
 
@@ -64,8 +64,20 @@ def _sentence(form: str, s: dict, base: bool, first: str) -> str:
     return text
 
 
+def compare(decided: dict[str, np.ndarray], logits: dict[str, Logits], classes: list[str], task: str) -> dict:
+    """Print and return the table of several forms, the first the base, and what changed from it to the last."""
+    first, *_, last = decided
+    if logits[first].truth.ndim == 2:
+        result = report_labels.table(decided, logits, classes, task)
+        return result | {"flips": report_labels.flips(decided[first], decided[last], logits[last], classes)}
+    result = table(decided, logits[last], classes, task)
+    return result | {"flips": flips(decided[first], decided[last], logits[last], classes)}
+
+
 def fitted(form: str, logits: Logits, decided: np.ndarray, classes: list[str], task: str) -> dict:
     """Print and return Se and +P per class without intervals."""
+    if logits.truth.ndim == 2:
+        return report_labels.fitted(form, logits, decided, classes, task)
     conf = logits.confusion(decided, len(classes)).sum(0)
     s = score.per_class(conf, score.AAMI_FORGIVEN if task == "mitbih" else ())
     rows = {name: {"se": float(s.se[k]), "ppv": float(s.ppv[k])} for k, name in enumerate(classes)}

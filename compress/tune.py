@@ -82,7 +82,7 @@ def _loss(logits: torch.Tensor, wanted: torch.Tensor, target: torch.Tensor, weig
     mean = logits if logits.dim() == 2 else logits.mean(1)
     if target.is_floating_point():          # multi-label
         soft = F.binary_cross_entropy_with_logits(logits, wanted.sigmoid())
-        return TEACHER * soft + (1 - TEACHER) * F.binary_cross_entropy_with_logits(mean, target)
+        return TEACHER * soft + (1 - TEACHER) * F.binary_cross_entropy_with_logits(mean, target, pos_weight=weights)
     soft = F.kl_div(F.log_softmax(logits.flatten(0, -2) / SOFTNESS, -1),
                     F.log_softmax(wanted.flatten(0, -2) / SOFTNESS, -1), reduction="batchmean", log_target=True)
     return TEACHER * SOFTNESS ** 2 * soft + (1 - TEACHER) * F.cross_entropy(mean, target, weights)

@@ -13,9 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["train", "compress", "targets", "firmware_bridge", "bench"]
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 SCRIPTS = [p for p in FILES if '__name__ == "__main__"' in p.read_text()]
-HEAVY = ["torch", "torchao", "scipy", "wfdb", "pandas", "onnx", "onnxruntime", "rich", "h5py", "safetensors"]
+HEAVY = ["torch", "torchao", "scipy", "wfdb", "pandas", "onnx", "onnxruntime", "rich", "h5py", "safetensors",
+         "sklearn"]
 NO_TORCH = ["train.say", "train.manifest", "train.runs", "train.frontend", "train.resample", "train.rpeak",
-            "train.template", "train.synth", "train.score", "compress.graph", "compress.reference"]
+            "train.template", "train.synth", "train.score", "train.metrics", "train.challenge", "compress.graph",
+            "compress.reference"]
 NO_TORCH += [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
              if p.parts[len(ROOT.parts)] in ("targets", "firmware_bridge") and p.name != "__init__.py"]
 
@@ -64,7 +66,7 @@ def test_no_module_hides_a_library():
 
 @pytest.mark.parametrize("module", NO_TORCH)
 def test_what_runs_on_a_device_imports_without_torch_scipy_or_wfdb(module):
-    blocked = "; ".join(f"sys.modules[{m!r}] = None" for m in ("torch", "torchao", "scipy", "wfdb"))
+    blocked = "; ".join(f"sys.modules[{m!r}] = None" for m in ("torch", "torchao", "scipy", "wfdb", "sklearn"))
     code = f"import sys; {blocked}; import {module}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import torch
 from bench import accuracy, latency, parity
 from compress import graph, qat, reference
 from targets import deploy
+from tests.twins import write_dat
 from train import loop, manifest, say, tasks
 from train.say import GraphError, UserError
 
@@ -111,13 +112,78 @@ def test_accuracy_of_the_reference_repeats_the_figures_of_quantization(run, monk
     assert 0 <= found["auroc_a_n"] <= 1
 
 
-def test_a_multi_label_run_is_refused_in_a_sentence(tmp_path, monkeypatch, run):
-    copy = shutil.copytree(run[0], tmp_path / "copy")
-    data = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps(data | {"task": "ptbxl"}))
-    monkeypatch.setattr("train.fit.load", lambda folder: (manifest.load(folder), None))
-    with pytest.raises(UserError, match="multi-label"):
-        call(qat, "--run", copy)
+LEADS = ("I", "II")
+CODES = {0: "NORM", 1: "IMI", 2: "NDT", 3: "LAFB", 4: "LVH"}
+
+
+@pytest.fixture(scope="module")
+def diagnoses(tmp_path_factory):
+    """A run with several classes a record: 60 PTB-XL records whose beats tell their classes."""
+    folder = tmp_path_factory.mktemp("diagnoses")
+    ptbxl(folder / "data", 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEADEDGE_CACHE", str(folder / "cache"))
+        patch.setattr("train.fit.recipe", lambda task: loop.Recipe(epochs=1))
+        result = call(qat, "--arch", "local-lead", "--preset", "tiny", "--task", "ptbxl", "--data", folder / "data",
+                      "--leads", ",".join(LEADS), "--run", folder / "run", "--epochs", 1)
+        judged = call(accuracy, "--run", folder / "run", "--data", folder / "data")
+    yield folder / "run", result, judged
+
+
+def ptbxl(folder, count):
+    """Records of 10 s at 500 Hz on I and II, one beat a second; MI turns it over, HYP makes it taller."""
+    rng = np.random.default_rng(0)
+    rows = ["ecg_id,patient_id,age,sex,scp_codes,strat_fold,filename_lr,filename_hr"]
+    for n in range(count):
+        present = {int(k) for k in rng.integers(0, 5, 2)}
+        beat = 400 * np.hanning(40) * (-1 if 1 in present else 1) * (3 if 4 in present else 1)
+        uv = rng.normal(0, 15, (2, 5000))
+        for at in range(100, 4900, 500):
+            uv[:, at:at + 40] += beat
+        write_dat(folder / "records500", f"{n:05d}_hr", np.rint(uv / 5) * 5, LEADS, fs=500, gain=1000.0)
+        codes = {CODES[k]: 100.0 for k in present}
+        rows.append(f'{n},{n}.0,50,{n % 2},"{codes}",{1 + n % 8 if n % 3 else 9},x,records500/{n:05d}_hr')
+    (folder / "ptbxl_database.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_several_classes_a_record_go_the_whole_way(diagnoses):
+    folder, result, _ = diagnoses
+    m = manifest.load(folder)
+    assert m.frozen and m.multi_label and m.decision.rule == "threshold" and len(m.decision.offsets) == 5
+    assert result["agreement"]["worst"] <= 1 and result["part"] == "test"
+    with np.load(folder / "golden.npz") as golden:
+        g = graph.load(folder, m.graph_sha256)
+        np.testing.assert_array_equal(reference.run(g, {"ecg": golden["in.ecg"]}), golden["out"])
+
+
+def test_each_class_of_several_has_areas_and_decisions_in_all_forms(diagnoses):
+    result = diagnoses[1]
+    assert list(result["classes"]) == ["NORM", "MI", "STTC", "CD", "HYP"]
+    for forms in result["classes"].values():
+        assert set(forms) == {"float", "post-training int8", "QAT int8"}
+        assert all(0 <= row["auroc"] <= 1 and 0 < row["auprc"] <= 1 and row["auroc_95"] for row in forms.values())
+    for form in result["forms"].values():
+        for name in ("auroc", "auprc", "mean_f1", "f_beta", "g_beta", "accuracy"):
+            figure = form["figures"][name]
+            assert figure["95"][0] <= figure["value"] <= figure["95"][1]
+            assert figure["difference_95"][0] <= figure["difference"] <= figure["difference_95"][1]
+    assert result["flips"]["of"] == 20 and set(result["flips"]["classes"]) == set(result["classes"])
+    assert set(result["out_of_fold"]["float"]) >= {"MI", "mean_f1"}
+
+
+def test_accuracy_of_several_classes_repeats_the_figures_of_quantization(diagnoses):
+    _, result, judged = diagnoses
+    assert judged["forms"]["int8"]["figures"]["auroc"]["value"] == pytest.approx(
+        result["forms"]["QAT int8"]["figures"]["auroc"]["value"])
+    assert judged["forms"]["int8"]["mean_f1"] == pytest.approx(result["forms"]["QAT int8"]["mean_f1"])
+    assert "challenge" not in judged["forms"]["int8"]["figures"]
+
+
+def test_a_model_of_one_class_a_record_is_not_judged_on_several(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEADEDGE_CACHE", str(tmp_path / "cache"))
+    ptbxl(tmp_path / "data", 12)
+    with pytest.raises(UserError, match="several a record"):
+        call(accuracy, "--run", run[0], "--task", "ptbxl", "--data", tmp_path / "data")
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest(tmp_path, capsys):

@@ -218,18 +218,22 @@ class Fit:
 
     def _report(self, weights: dict, validation: list[int]) -> None:
         """The validation table of the kept weights, and what to type next."""
-        from train import score
+        from train import metrics, score
         from train.loop import predict
-        if validation and not self.task.multi_label:
+        if validation:
             net = self.build()
             net.load_state_dict(weights)
-            truth = self.source.truth(validation)
-            known = truth >= 0
-            called = predict(net.to(self.crew.device), self.source, validation, self.crew.device).argmax(1)
-            tables = score.by_unit(truth[known], called[known], self.source.units(validation)[known],
-                                   len(self.task.classes))
-            say.info("validation, float, argmax without offsets:")
-            say.table(score.rows(tables, [label.name for label in self.task.classes]), score.HEADER)
+            truth, names = self.source.truth(validation), [label.name for label in self.task.classes]
+            logits = predict(net.to(self.crew.device), self.source, validation, self.crew.device)
+            if self.task.multi_label:
+                say.info("validation, float; decisions come from compress/qat.py, which fits thresholds:")
+                say.table(metrics.rows(logits, truth, names), metrics.HEADER)
+            else:
+                known = truth >= 0
+                tables = score.by_unit(truth[known], logits.argmax(1)[known], self.source.units(validation)[known],
+                                       len(names))
+                say.info("validation, float, argmax without offsets:")
+                say.table(score.rows(tables, names), score.HEADER)
         say.info(f"{self.run} is trained. Next: python compress/qat.py --run {self.run}")
 
     def _result(self, record: dict) -> dict:

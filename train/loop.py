@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train import runs, say, score
+from train import metrics, runs, say, score
 from train.say import UserError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -167,13 +167,10 @@ def quality(logits: np.ndarray, truth: np.ndarray) -> float:
 
     truth is (row,), -1 left out, or (row, class) for multi-label tasks. NaN when no class has cases and others.
     """
-    if truth.ndim == 1:
+    if truth.ndim == 1:     # one class per row: what counts is how far its logit stands out
         logits, truth = logits[truth >= 0], truth[truth >= 0]
-    truth = truth if truth.ndim == 2 else truth[:, None] == np.arange(logits.shape[1])
-    spread = logits - logits.mean(1, keepdims=True) if logits.shape[1] > 1 else logits
-    areas = [score.auroc(spread[:, k], truth[:, k]) for k in range(logits.shape[1])]
-    known = [area for area in areas if not math.isnan(area)]
-    return sum(known) / len(known) if known else math.nan
+        logits, truth = logits - logits.mean(1, keepdims=True), truth[:, None] == np.arange(logits.shape[1])
+    return float(score.mean(metrics.auroc(logits, truth)))
 
 
 class Training:

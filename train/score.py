@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a classifier is: confusion, sensitivity (Se), predictivity (+P), F1, AUROC, intervals by record, voting.
+"""How good a classifier is: confusion, sensitivity (Se), predictivity (+P), F1, intervals by record, voting.
 
-numpy only. A confusion is int64 (..., truth, predicted); rows may outnumber columns (truth holds F and Q, the model
-says N, S or V); class k is row k and column k. A unit is what is independent: a record or a patient, never a beat.
+numpy only, one class per case; records of several classes and areas under curves are in metrics.py. A confusion is
+int64 (..., truth, predicted); rows may outnumber columns (truth holds F and Q, the model says N, S or V); class k is
+row k and column k. A unit is what is independent: a record or a patient, never a beat.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def counts(conf: np.ndarray, forgiven: Iterable[tuple[int, int]] = ()) -> tuple[
 
 def scores(tp, fp, fn) -> Scores:
     """Se, +P and F1 from counts of any equal shape."""
-    return Scores(_ratio(tp, tp + fn), _ratio(tp, tp + fp), _ratio(2 * tp, 2 * tp + fp + fn), tp + fn)
+    return Scores(ratio(tp, tp + fn), ratio(tp, tp + fp), ratio(2 * tp, 2 * tp + fp + fn), tp + fn)
 
 
 def per_class(conf, forgiven: Iterable[tuple[int, int]] = ()) -> Scores:
@@ -76,25 +77,14 @@ def f1_mean(conf, classes: Iterable[int] | None = None) -> np.ndarray:
     """Mean F1 over `classes` (all by default) of a confusion (..., truth, predicted), but of classes never seen."""
     f1 = per_class(conf).f1
     f1 = f1 if classes is None else f1[..., list(classes)]
-    return _ratio(np.nansum(f1, -1), (~np.isnan(f1)).sum(-1))
+    return mean(f1)
 
 
 def false_share(conf, k: int) -> np.ndarray:
     """Share of the cases that are not class k which are called k; every row of the confusion counts."""
     conf = np.asarray(conf)
     other = np.arange(conf.shape[-2]) != k
-    return _ratio(conf[..., other, k].sum(-1), conf[..., other, :].sum((-2, -1)))
-
-
-def auroc(score, truth) -> float:
-    """Area under the ROC curve of `score` (n,) for boolean `truth` (n,); ties count half; NaN with one class only."""
-    score, truth = np.asarray(score, float), np.asarray(truth, bool)
-    positive, negative = int(truth.sum()), int((~truth).sum())
-    if not positive or not negative:
-        return float("nan")
-    _, place, size = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(size) - (size - 1) / 2)[place]    # mean rank of each group of ties
-    return float((rank[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return ratio(conf[..., other, k].sum(-1), conf[..., other, :].sum((-2, -1)))
 
 
 def bootstrap(conf_by_unit, statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS, seed: int = 0):
@@ -102,7 +92,7 @@ def bootstrap(conf_by_unit, statistic: Callable[[np.ndarray], np.ndarray], draws
 
     `conf_by_unit` is (unit, ...), summed over the drawn units; `statistic` takes (draw, ...) and returns (draw, ...).
     """
-    return _limits(statistic(_resample(conf_by_unit, draws, seed)))
+    return limits(statistic(resample(conf_by_unit, draws, seed)))
 
 
 def paired(conf_a, conf_b, statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS, seed: int = 0):
@@ -111,8 +101,8 @@ def paired(conf_a, conf_b, statistic: Callable[[np.ndarray], np.ndarray], draws:
     if conf_a.shape != conf_b.shape:
         fail(f"two models on other units: {conf_a.shape} and {conf_b.shape}", "the same units in the same order")
     difference = statistic(conf_b.sum(0)[None])[0] - statistic(conf_a.sum(0)[None])[0]
-    drawn = statistic(_resample(conf_b, draws, seed)) - statistic(_resample(conf_a, draws, seed))
-    return (difference, *_limits(drawn))
+    drawn = statistic(resample(conf_b, draws, seed)) - statistic(resample(conf_a, draws, seed))
+    return (difference, *limits(drawn))
 
 
 def vote(logits, windows: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -170,16 +160,20 @@ def rows(conf_by_unit, names: Iterable[str], forgiven: Iterable[tuple[int, int]]
     """Table rows [class, Se, its interval, +P, interval, F1, interval, n] for say.table under HEADER."""
     forgiven = tuple(forgiven)
     conf_by_unit = np.asarray(conf_by_unit)
-    total = per_class(conf_by_unit.sum(0), forgiven)
-    drawn = per_class(_resample(conf_by_unit, DRAWS, seed), forgiven)
-    out = []
-    for k, name in enumerate(names):
-        row = [name]
-        for kind in ("se", "ppv", "f1"):
-            value = float(getattr(total, kind)[k])
-            row += [None, ""] if np.isnan(value) else [value, interval(*_limits(getattr(drawn, kind)[:, k]))]
-        out.append([*row, int(total.n[k])])
-    return out
+    return lines(per_class(conf_by_unit.sum(0), forgiven),
+                 per_class(resample(conf_by_unit, seed=seed), forgiven), names)
+
+
+def lines(total: Scores, drawn: Scores, names: Iterable[str]) -> list[list]:
+    """Rows under HEADER from the scores of all units (class,) and of resampled ones (draw, class)."""
+    kinds = ("se", "ppv", "f1")
+    return [[name, *(cell for kind in kinds for cell in estimate(getattr(total, kind)[k], getattr(drawn, kind)[:, k])),
+             int(total.n[k])] for k, name in enumerate(names)]
+
+
+def estimate(value, drawn: np.ndarray) -> list:
+    """Two table cells, a figure and its interval; empty ones for a figure that does not exist."""
+    return [None, ""] if np.isnan(value) else [float(value), interval(*limits(drawn))]
 
 
 HEADER = ("class", "Se", "95 %", "+P", "95 %", "F1", "95 %", "n")
@@ -190,20 +184,30 @@ def interval(low, high) -> str:
     return f"{low:.3f}-{high:.3f}"
 
 
-def _ratio(a, b) -> np.ndarray:
+def ratio(a, b) -> np.ndarray:
+    """a / b, NaN where b is 0."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
 
 
-def _resample(conf_by_unit, draws: int, seed: int) -> np.ndarray:
+def mean(values) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+    return ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
+
+
+def resamples(units: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each unit is in each of `draws` samples with replacement: int64 (draw, unit)."""
+    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), draws)
+
+
+def resample(conf_by_unit, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Sums over units drawn with replacement: (draw, ...)."""
     conf = np.asarray(conf_by_unit)
-    units = len(conf)
-    weight = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), draws)
-    return (weight @ conf.reshape(units, -1)).reshape(draws, *conf.shape[1:])
+    weight = resamples(len(conf), draws, seed)
+    return (weight @ conf.reshape(len(conf), -1)).reshape(draws, *conf.shape[1:])
 
 
-def _limits(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def limits(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """2.5 % and 97.5 % points over draws; draws in which the figure does not exist are left out."""
     drawn = np.asarray(drawn, float)
     some = ~np.isnan(drawn).all(0)
