@@ -14,6 +14,8 @@ from pathlib import Path
 from train.say import choose, fail
 
 ARCHS = {"local-lead": "train.models.local_lead:LocalLead",
+         "lga": "train.models.lga:Lga",
+         "hierarchical": "train.models.hierarchical:Hierarchical",
          "nat": "train.models.nat:Nat",
          "efficient": "train.models.efficient:Efficient"}
 

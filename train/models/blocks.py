@@ -6,6 +6,9 @@ Tensors are (batch, channel, lead, time); a kernel never spans two leads, so all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +61,27 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:     # (batch, channels, lead, time)
         return self.conv(x)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Separable convolutions: one to `channels` with `stride`, then `depth` residual ones."""
+
+    channels: int
+    kernel: int
+    stride: int
+    depth: int
+
+
+def stem(stages: Sequence[Stage], channels: int, groups: int = 1) -> nn.Sequential:
+    """Stages one behind the other; the first one's convolution is not separable, and reads `channels` waveforms."""
+    first, *rest = stages
+    blocks: list[nn.Module] = [Stem(first.channels, first.kernel, first.stride, channels, groups)]
+    blocks += [Separable(first.channels, first.channels, first.kernel, 1, groups) for _ in range(first.depth)]
+    for before, stage in zip(stages, rest, strict=False):
+        blocks.append(Separable(before.channels, stage.channels, stage.kernel, stage.stride, groups))
+        blocks += [Separable(stage.channels, stage.channels, stage.kernel, 1, groups) for _ in range(stage.depth)]
+    return nn.Sequential(*blocks)
 
 
 HIDDEN_WAVEFORMS = 0.5      # share of training beats whose waveform features the head does not see
