@@ -14,6 +14,7 @@ from train.models.geometry import Beat, Hop, Span, geometry
 from train.models.local_lead import SMALL, TINY, Attention, LocalLead
 from train.models.local_lead_paper import PaperLocalLead, shuffle_leads
 from train.say import UserError
+from train.sides import SIDES
 
 EDGE = [(arch, preset) for arch in ARCHS for preset in ("small", "tiny")]
 CASES = [("synthetic", 0, 1), ("cinc2017", 0, 1), ("ptbxl", 0, 2), ("cinc2021", 0, 12), ("mitbih", 7, 1),
@@ -38,6 +39,13 @@ def lively(model):
             torch.nn.init.uniform_(part.weight, 0.5, 1.5)
             torch.nn.init.uniform_(part.bias, -0.3, 0.3)
     return model.eval()
+
+
+def beside(model, *batch, rr=0):
+    """Side inputs (*batch, *shape) of all names that the model asks for, as varied as codes are; `rr` features."""
+    shapes = {name: (rr,) if name == "rr" else SIDES[name].shape for name in model.sides}
+    codes = {name: torch.randint(-128, 128, (*batch, *shape)) for name, shape in shapes.items()}
+    return [code * SIDES[name].one for name, code in codes.items()]
 
 
 def test_the_paper_preset_has_the_papers_parameters():
@@ -71,8 +79,7 @@ def test_the_paper_preset_refuses_beats():
 @pytest.mark.parametrize("task,rr,leads", CASES)
 def test_an_edge_preset_gives_logits_of_one_window(arch, preset, task, rr, leads):
     model = build(arch, preset, task, leads, 4, rr).eval()
-    code = torch.randn(3, rr) if rr else None
-    assert model(torch.randn(3, 1, leads, model.geometry.window), code).shape == (3, 4)
+    assert model(torch.randn(3, 1, leads, model.geometry.window), *beside(model, 3, rr=rr)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -86,7 +93,7 @@ def test_an_edge_preset_keeps_its_parameter_budget(arch, preset, limit, task, rr
 @pytest.mark.parametrize("leads", [1, 2, 3, 6, 8, 12])
 def test_every_number_of_leads_is_possible(arch, preset, leads):
     model = build(arch, preset, "ptbxl", leads, 5).eval()
-    assert model(torch.randn(1, 1, leads, model.geometry.window)).shape == (1, 5)
+    assert model(torch.randn(1, 1, leads, model.geometry.window), *beside(model, 1)).shape == (1, 5)
     assert weights(model) <= {"small": 145_000, "tiny": 42_000}[preset]
 
 
@@ -126,9 +133,11 @@ def test_voting_equals_deciding_on_each_window(arch, preset, leads):
     g = model.geometry
     x = torch.randn(2, 1, leads, g.window + 3 * g.hop + 2 * g.stride)
     with torch.no_grad():
-        votes = model.vote(x)
-        each = torch.stack([model(x[..., i * g.hop:i * g.hop + g.window]) for i in range(4)], 1)
-        sparse = model.vote(x, every=2)
+        codes = beside(model, 2, 4)
+        votes = model.vote(x, *codes)
+        each = torch.stack([model(x[..., i * g.hop:i * g.hop + g.window], *(c[:, i] for c in codes))
+                            for i in range(4)], 1)
+        sparse = model.vote(x, *(c[:, ::2] for c in codes), every=2)
     assert votes.shape == (2, 4, 4) and torch.allclose(votes, each, atol=1e-4)
     assert torch.allclose(sparse, each[:, ::2], atol=1e-4)
 
@@ -200,10 +209,11 @@ def test_every_batch_norm_follows_a_convolution_so_that_it_folds(arch, preset):
     assert norms == sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules()) > 0
 
 
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("task,rr", [("cinc2017", 0), ("mitbih", 4)])
-def test_an_edge_preset_exports(task, rr):
-    model = build("local-lead", "tiny", task, 1, 3, rr).eval()
-    inputs = (torch.randn(2, 1, 1, model.geometry.window),) + ((torch.randn(2, rr),) if rr else ())
+def test_an_edge_preset_exports(arch, task, rr):
+    model = build(arch, "tiny", task, 1, 3, rr).eval()
+    inputs = (torch.randn(2, 1, 1, model.geometry.window), *beside(model, 2, rr=rr))
     program = torch.export.export(model, inputs).module()
     assert torch.allclose(program(*inputs), model(*inputs), atol=1e-5)
 
