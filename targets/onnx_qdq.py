@@ -20,7 +20,7 @@ import numpy as np
 from compress.graph import Graph, Node
 from compress.reference_attention import EXP_STEP
 from targets.onnx_file import OnnxFile
-from train.say import choose, need
+from train.say import GraphError, choose, need
 
 FORMS = ("int8", "mixed", "float")
 HIDDEN = -1e9           # added to the score of a key outside of the band
@@ -59,7 +59,10 @@ class _Lowering(OnnxFile):
         for node in self.graph.nodes:
             if node.output not in written:
                 self.layer = node.name
-                written.update(getattr(self, node.kind)(node) or ())
+                lower = getattr(self, node.kind, None)
+                if lower is None:
+                    raise GraphError(f"{node.name}: {node.kind} has no ONNX form", "another kind", "another target")
+                written.update(lower(node) or ())
         self.layer = "output"
         outputs = [self.graph.output, *(n.output for n in self.graph.nodes if n.output != self.graph.output and trace)]
         values = [self.view(t) for t in outputs]
@@ -207,7 +210,8 @@ class _Lowering(OnnxFile):
         A long band is cut into blocks of queries, (block, head, time, depth). Blocks and heads are gathered as whole
         rows; what a block sees beyond its band or the ends of the signal is hidden by a constant mask.
         """
-        half, time, keys = node.attrs["half"], self.shape(node.output)[2], self.shape(node.inputs[1])[2]
+        _lowered(self.graph, node)
+        half, time, keys = node.attrs["size"], self.shape(node.output)[2], self.shape(node.inputs[1])[2]
         query, key, hidden = np.arange(time), np.arange(keys), None
         if node.attrs["window"] == "band":
             block = _block(time, half)
@@ -393,6 +397,14 @@ class _Int8(_Mixed):
     def weighted(self, weight: str) -> str:
         grid = [self.constant(np.float32(PROBABILITY)), self.constant(np.uint8(0))]
         return self.op("DequantizeLinear", [self.op("QuantizeLinear", [weight, *grid]), *grid])
+
+
+def _lowered(graph: Graph, node: Node) -> None:
+    """GraphError for a form of attention that this file does not lower."""
+    channels = [graph.tensors[t].shape[0] for t in node.inputs]
+    if node.attrs["window"] not in ("global", "band") or len(set(channels)) > 1 or len(channels) > 3:
+        raise GraphError(f"{node.name}: {node.attrs['window']} attention with inputs of {channels} channels",
+                         "global or band attention with q, k and v of equal width", "choose another target")
 
 
 def _nats(node: Node) -> float:

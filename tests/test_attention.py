@@ -7,8 +7,17 @@ import itertools
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torchao")
 
+import numpy as np
+from torch import library, nn
+
+from compress import agree, attention, graph, reference
+from compress.freeze import export_scales
+from compress.program import Program, tensors
+from tests import graphs as make
 from train.models.attention import GLOBAL, Band, Block, Neighbourhood, Window, attend
+from train.say import GraphError
 
 LENGTHS = [(GLOBAL, 13), (Band(3), 7), (Band(3), 12), (Band(3), 13), (Band(3), 40), (Band(2), 31), (Band(5), 5),
            (Band(1), 9), (Band(0), 6), (Block(4), 4), (Block(4), 8), (Block(5), 13), (Block(3), 40), (Block(1), 5),
@@ -132,3 +141,146 @@ def test_arguments_that_do_not_fit_are_refused_with_their_shapes(window, argumen
 def test_an_unknown_window_is_refused(kind, size):
     with pytest.raises(ValueError, match=kind):
         Window(kind, size)
+
+
+# ---- the op
+
+FORMS = {
+    "global": (GLOBAL, {}), "band": (Band(3), {}), "block": (Block(4), {}), "neighbourhood": (Neighbourhood(5), {}),
+    "bias": (Neighbourhood(5), {"bias": True}), "pair": (GLOBAL, {"pair": True}),
+    "pair in a band": (Band(3), {"pair": True, "scale": 0.7}), "wide values": (Block(4), {"wide": 12}),
+    "other length": (GLOBAL, {"queries": 7})}
+
+
+def arguments(form, leads=1, time=20, seed=0):
+    """(positional, keyword) arguments of attend, requiring gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    window, more = FORMS[form]
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, requires_grad=True)
+    q, q2 = (random(2, 8, leads, more.get("queries", time)) for _ in range(2))
+    k, k2 = (random(2, 8, leads, time) for _ in range(2))
+    named = {"scale": more["scale"]} if "scale" in more else {}
+    if "bias" in more:
+        named["bias"] = random(2, 2 * window.size - 1)
+    if "pair" in more:
+        named["pair"] = (q2, k2, torch.tensor(0.4, requires_grad=True))
+    return (q, k, random(2, more.get("wide", 8), leads, time), 2, window), named
+
+
+def leaves(positional, named):
+    """The tensors among them."""
+    return [*positional[:3], *named.get("pair", ()), *([named["bias"]] if "bias" in named else [])]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_attention_op_passes_opcheck(form):
+    (q, k, v, heads, window), named = arguments(form, leads=2)
+    pair = named.get("pair", (None, None, None))
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if form in ("bias", "pair in a band"):      # tracing takes seconds; these two cover every branch
+        checks.append("test_aot_dispatch_dynamic")
+    library.opcheck(torch.ops.leadedge.attention.default,
+                    (q, k, v, *pair, named.get("bias"), heads, window.kind, window.size, named.get("scale", 0.5)),
+                    test_utils=checks)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("leads", [1, 3])
+def test_the_table_stays_close_to_the_float_softmax(form, leads):
+    positional, named = arguments(form, leads, time=40)
+    assert (attention.attend(*positional, **named) - attend(*positional, **named)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_attention_op_has_the_gradient_of_the_softmax(form):
+    found = []
+    for function in (attention.attend, attend):
+        positional, named = arguments(form, time=24)
+        out = function(*positional, **named)
+        (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        found.append([x.grad for x in leaves(positional, named)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.06, rtol=0.06)
+
+
+# ---- from the float network to the integers
+
+
+class Attending(nn.Module):
+    """ecg (batch, 1, lead, time) -> one attention layer of two heads between convolutions -> logits (batch, 3)."""
+
+    def __init__(self, form: str, time: int, cut: tuple[int, int] | None):
+        super().__init__()
+        self.window, self.more = FORMS[form]
+        self.cut, self.attend_fn = cut, attend
+        self.stem = nn.Conv2d(1, 8, (1, 5), (1, 2), (0, 2))
+        self.q, self.k, self.q2, self.k2 = (nn.Conv2d(8, 8, 1) for _ in range(4))
+        self.v = nn.Conv2d(8, self.more.get("wide", 8), 1)
+        self.bias = nn.Parameter(torch.randn(2, 2 * self.window.size - 1)) if "bias" in self.more else None
+        self.lam = nn.Parameter(torch.tensor(0.4))
+        self.head = nn.Linear(self.more.get("wide", 8), 3)
+
+    def forward(self, ecg):
+        x = self.stem(ecg)
+        q = self.q(x)[..., :self.more.get("queries")] if "queries" in self.more else self.q(x)
+        pair = (self.q2(x), self.k2(x), self.lam) if "pair" in self.more else None
+        y = self.attend_fn(q, self.k(x), self.v(x), 2, self.window, bias=self.bias, pair=pair,
+                           scale=self.more.get("scale"))
+        y = y if self.cut is None else y[..., self.cut[0]:self.cut[1]]
+        return self.head(y.mean((2, 3)))
+
+
+def frozen(form, leads=2, time=80, cut=None):
+    """(program, converted program, integer graph, inputs) of a calibrated network."""
+    torch.manual_seed(3)
+    net = Attending(form, time, cut)
+    codes = {"ecg": make.waveform(np.random.default_rng(2), 12, leads, time)}
+    program = Program(net, {"ecg": (leads, time)}, {"ecg": 0.016}, cut is not None)
+    program.calibrate([tensors(codes, {"ecg": 0.016})])
+    return program, *program.convert(), codes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_reference_equals_the_converted_program_but_for_single_lsb_ties(form):
+    _, converted, g, codes = frozen(form)
+    node, = (n for n in g.nodes if n.kind == "attention")
+    window, more = FORMS[form]
+    assert (node.attrs["window"], node.attrs["size"]) == (window.kind, window.size)
+    assert len(node.inputs) == (5 if "pair" in more else 3) and ("bias" in node.params) == ("bias" in more)
+    row, = (r for r in agree.compare(converted, g, codes) if r.kind == "attention")
+    assert row.worst <= 1 and row.differing <= 0.02 * row.codes
+    export_scales(g, codes)
+    assert all(0 < s < 1 for s in node.attrs["export_scales"].values())
+    assert set(node.attrs["export_scales"]) == ({"score", "score2"} if "pair" in more else {"score"})
+    assert graph.dumps(graph.loads(*graph.dumps(g))) == graph.dumps(g)
+
+
+@pytest.mark.parametrize("form", ["bias", "pair"])
+def test_quantization_aware_training_reaches_bias_and_lambda(form):
+    program, _, _, codes = frozen(form)
+    program(*tensors(codes, {"ecg": 0.016})).square().mean().backward()
+    learned, = (p for p in program.parameters() if p.shape == {"bias": (2, 9), "pair": ()}[form])
+    assert learned.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("form", ["band", "block", "neighbourhood", "bias", "pair in a band"])
+def test_a_frozen_local_window_streams(form):
+    _, _, g, _ = frozen(form, leads=1, time=80, cut=(8, 32))
+    record = make.waveform(np.random.default_rng(4), 1, 1, 200)[0]
+    crops = np.stack([record[:, s:s + 80] for s in range(0, 121, 8)])
+    np.testing.assert_array_equal(reference.stream(g, {"ecg": record}, 8), reference.run(g, {"ecg": crops}))
+
+
+def test_global_attention_in_front_of_the_boundary_is_refused():
+    with pytest.raises(GraphError, match="sees the whole window"):
+        frozen("global", cut=(8, 32))
+
+
+@pytest.mark.parametrize("name", make.FORMS)
+def test_every_form_of_the_builder_survives_its_files(name):
+    g = make.attending(**make.FORMS[name])
+    again = graph.loads(*graph.dumps(g))
+    inputs = make.inputs_of(g, 3)
+    np.testing.assert_array_equal(reference.run(again, inputs), reference.run(g, inputs))

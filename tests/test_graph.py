@@ -165,7 +165,7 @@ def test_a_wrong_graph_is_refused_with_the_nodes_name(graph, words):
 
 def test_a_row_of_too_many_keys_is_refused():
     tensors = {name: Tensor((4, 1, graphs.MAX_ROW + 1), 0.1) for name in "qkvy"}
-    attrs = {"heads": 1, "window": "global", "half": 0, "score_mul": 1, "score_shift": 0, "out_mul": 1,
+    attrs = {"heads": 1, "window": "global", "size": 0, "score_mul": 1, "score_shift": 0, "out_mul": 1,
              "export_scales": {}}
     node = Node("wide", "attention", ["q", "k", "v"], "y", attrs, {"table": reference_attention.exp_table()})
     with pytest.raises(GraphError, match="wide"):

@@ -147,32 +147,85 @@ def test_a_concatenation_brings_every_part_to_the_common_grid():
     np.testing.assert_array_equal(y[:, 3:], np.vectorize(lambda c: clamp(exact(int(c), *pairs[1])))(b))
 
 
-def attention(q, k, v, half=None, spread=1.0, gain=1.0, heads=2):
-    """(codes by the reference, real values by a float softmax in output LSB)."""
-    depth = q.shape[1] // heads * q.shape[2]
-    nats = spread / (35.0**2 * math.sqrt(depth))                # codes of deviation 35 give scores of about `spread`
-    m, shift = make.multiplier(nats / reference_attention.EXP_STEP)
-    attrs = {"heads": heads, "window": "global" if half is None else "band", "half": half or 0, "score_mul": m,
-             "score_shift": shift, "out_mul": round(gain * 2**24), "export_scales": {}}
-    table = {"table": reference_attention.exp_table()}
-    got = evaluate("attention", [q, k, v], (v.shape[1], *q.shape[2:]), attrs, table)
-    split = [x.astype(float).reshape(len(x), heads, -1, x.shape[-1]) for x in (q, k, v)]
-    score = np.einsum("bhdt,bhds->bhts", *split[:2]) * nats
-    if half is not None:
-        score[..., np.abs(np.arange(q.shape[-1])[:, None] - np.arange(k.shape[-1])) > half] = -np.inf
+def sees(window, size, queries, keys):
+    """Boolean (query, key), from the window's definition."""
+    t, s = np.arange(queries)[:, None], np.arange(keys)
+    if window == "neighbourhood":
+        first = [min(max(i - (size - 1) // 2, 0), keys - size) for i in range(queries)]
+        return np.array([[f <= j < f + size for j in s] for f in first])
+    if window == "block":
+        return t // size == s // size
+    return np.abs(t - s) <= (size if window == "band" else queries + keys)
+
+
+def softmax(q, k, v, nats, seen, bias=0.0):
+    """Float attention of (batch, head, depth, time)."""
+    score = np.where(seen, np.einsum("bhdt,bhds->bhts", q, k) * nats + bias, -np.inf)
     p = np.exp(score - score.max(-1, keepdims=True))
-    real = np.einsum("bhts,bhds->bhdt", p / p.sum(-1, keepdims=True), split[2]) * gain
-    return got, real.reshape(got.shape)
+    return np.einsum("bhts,bhds->bhdt", p / p.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("half", [None, 0, 2, 9])
+def attention(q, k, v, window="global", size=0, *, spread=1.0, gain=1.0, heads=2, bias=None, pair=None, lam=0.0):
+    """(codes by the reference, real values by a float softmax in output LSB); bias in nats."""
+    def grid(depth):        # codes of deviation 35 give scores of about `spread`
+        return make.multiplier(spread / (35.0**2 * math.sqrt(depth)) / reference_attention.EXP_STEP)
+    (m, shift), (m2, shift2) = (grid(q.shape[1] // heads * q.shape[2] * n) for n in (1, 1.7))
+    nats, nats2 = (m * 2.0 ** (k - 32) * reference_attention.EXP_STEP for m, k in ((m, shift), (m2, shift2)))
+    attrs = {"heads": heads, "window": window, "size": size, "score_mul": m, "score_shift": shift,
+             "out_mul": round(gain * 2**24), "export_scales": {}}
+    params = {"table": reference_attention.exp_table()}
+    split = [x.astype(float).reshape(len(x), heads, -1, x.shape[-1]) for x in (q, k, v, *(pair or ()))]
+    seen, extra = sees(window, size, q.shape[-1], k.shape[-1]), 0.0
+    if bias is not None:
+        params["bias"] = np.rint(bias / nats).astype(np.int32)
+        t, s = np.arange(q.shape[-1])[:, None], np.arange(k.shape[-1])
+        extra = bias[:, np.where(seen, s - t + size - 1, 0)]
+    real = softmax(*split[:3], nats, seen, extra)
+    if pair:
+        attrs |= {"score_mul2": m2, "score_shift2": shift2, "out_mul2": round(lam * gain * 2**24)}
+        real = real - lam * softmax(*split[3:], split[2], nats2, seen)
+    got = evaluate("attention", [q, k, v, *(pair or ())], (v.shape[1], *q.shape[2:]), attrs, params)
+    return got, gain * real.reshape(got.shape)
+
+
+WINDOWS = [("global", 0), ("band", 0), ("band", 2), ("band", 9), ("block", 1), ("block", 7), ("block", 66),
+           ("neighbourhood", 1), ("neighbourhood", 6), ("neighbourhood", 7), ("neighbourhood", 66)]
+
+
+@pytest.mark.parametrize("window, size", WINDOWS)
 @pytest.mark.parametrize("leads", [1, 3])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
-def test_attention_is_a_softmax_within_one_lsb(half, leads, spread):
+def test_attention_is_a_softmax_within_one_lsb(window, size, leads, spread):
     rng = np.random.default_rng(5)
-    q, k, v = (np.clip(rng.normal(0, 35, (2, 8, leads, 70)), -128, 127).astype(np.int8) for _ in range(3))
-    got, real = attention(q, k, v, half, spread)
+    q, k, v = (np.clip(rng.normal(0, 35, (2, c, leads, 70)), -128, 127).astype(np.int8) for c in (8, 8, 12))
+    got, real = attention(q, k, v, window, size, spread=spread)
     assert np.abs(got - np.clip(real, -128, 127)).max() <= 1
+
+
+@pytest.mark.parametrize("size, time", [(7, 7), (7, 8), (7, 130), (4, 70)])
+@pytest.mark.parametrize("leads", [1, 2])
+def test_a_neighbourhood_with_bias_is_a_softmax_within_one_lsb(size, time, leads):
+    rng = np.random.default_rng(time)
+    q, k, v = (codes(rng, 2, 8, leads, time) for _ in range(3))
+    got, real = attention(q, k, v, "neighbourhood", size, bias=rng.normal(0, 1.5, (2, 2 * size - 1)))
+    assert np.abs(got - np.clip(real, -128, 127)).max() <= 1
+
+
+@pytest.mark.parametrize("window, size", [("global", 0), ("band", 3), ("block", 8), ("neighbourhood", 7)])
+@pytest.mark.parametrize("lam", [0.5, 1.3, 0.0, -0.4])
+def test_a_pair_is_the_difference_of_two_softmaxes_within_one_lsb(window, size, lam):
+    rng = np.random.default_rng(size)
+    q, k, v, q2, k2 = (codes(rng, 2, 8, 2, 70) for _ in range(5))
+    got, real = attention(q, k, v, window, size, pair=(q2, k2), lam=lam)
+    assert np.abs(got - np.clip(real, -128, 127)).max() <= 1
+
+
+@pytest.mark.parametrize("queries", [1, 20, 90])
+def test_queries_of_their_own_length_see_every_key(queries):
+    rng = np.random.default_rng(queries)
+    q, k, v = codes(rng, 2, 8, 1, queries), codes(rng, 2, 8, 1, 41), codes(rng, 2, 8, 1, 41)
+    got, real = attention(q, k, v)
+    assert got.shape[-1] == queries and np.abs(got - np.clip(real, -128, 127)).max() <= 1
 
 
 def test_probabilities_are_never_rounded_however_long_the_row():
@@ -185,7 +238,14 @@ def test_probabilities_are_never_rounded_however_long_the_row():
 def test_a_band_of_one_key_copies_its_value():
     rng = np.random.default_rng(6)
     q, k, v = (codes(rng, 1, 4, 2, 66) for _ in range(3))
-    np.testing.assert_array_equal(attention(q, k, v, half=0)[0], v)
+    np.testing.assert_array_equal(attention(q, k, v, "band", 0)[0], v)
+
+
+def test_a_pair_of_equal_maps_leaves_nothing():
+    rng = np.random.default_rng(7)
+    q, v = codes(rng, 1, 4, 1, 30), codes(rng, 1, 4, 1, 30)
+    flat = np.zeros_like(q)
+    np.testing.assert_array_equal(attention(flat, q, v, pair=(flat, q), lam=1.0)[0], np.zeros_like(v))
 
 
 def test_attention_saturates_like_every_other_node():
@@ -203,9 +263,10 @@ def test_the_exp_table_falls_from_one_to_nothing():
 
 
 @pytest.mark.parametrize("leads", [1, 2])
-@pytest.mark.parametrize("hop", [4, 8, 52])
-def test_streaming_equals_whole_windows_at_every_hop(leads, hop):
-    graph = make.streaming(leads=leads)
+@pytest.mark.parametrize("window, size, hop", [("band", 3, 4), ("band", 3, 8), ("band", 3, 52), ("block", 4, 16),
+                                               ("block", 6, 48), ("neighbourhood", 7, 4), ("neighbourhood", 6, 12)])
+def test_streaming_equals_whole_windows_at_every_hop(leads, window, size, hop):
+    graph = make.streaming(leads=leads, window=window, size=size)
     record = make.waveform(np.random.default_rng(8), 1, leads, 500)[0]
     got = reference.stream(graph, {"ecg": record}, hop)
     crops = np.stack([record[:, s:s + 160] for s in range(0, 500 - 160 + 1, hop)])
@@ -215,6 +276,28 @@ def test_streaming_equals_whole_windows_at_every_hop(leads, hop):
 def test_a_record_shorter_than_a_window_gives_no_decision():
     graph = make.streaming()
     assert reference.stream(graph, {"ecg": np.zeros((1, 159), np.int8)}, 4).shape == (0, 3)
+
+
+@pytest.mark.parametrize("window, size, lost", [("band", 3, 3), ("block", 8, 5), ("neighbourhood", 7, 3),
+                                                ("neighbourhood", 6, 3)])
+def test_a_query_of_an_endless_record_waits_for_its_keys(window, size, lost):
+    graph = make.streaming(window=window, size=size)
+    local = graph.local_nodes()[0]
+    record = make.waveform(np.random.default_rng(9), 1, 1, 4 * 120)[:, :, :475]
+    at = next(i for i, n in enumerate(local) if n.kind == "attention")
+    short, long = {"ecg": record[..., :280]}, {"ecg": record}
+    for values in (short, long):
+        reference.execute(local[:at + 1], values, endless=True)
+    columns, name = short[local[at].inputs[0]].shape[-1], local[at].output
+    assert short[name].shape[-1] == columns - (columns % size if window == "block" else lost)
+    np.testing.assert_array_equal(short[name], long[name][..., :short[name].shape[-1]])
+
+
+def test_a_hop_that_shifts_the_blocks_is_refused():
+    graph = make.streaming(window="block", size=8)
+    assert reference.period(graph) == 32
+    with pytest.raises(GraphError, match="blocks of attention, 32"):
+        reference.stream(graph, {"ecg": np.zeros((1, 400), np.int8)}, 16)
 
 
 def test_the_stride_of_a_column_counts_convolutions_and_pools():

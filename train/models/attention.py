@@ -95,10 +95,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, window: Window = GLOBAL,
     fits(q, k, v, heads, window, bias, pair)
     batch, channels, leads, time = q.shape
     scale = (channels // heads) ** -0.5 if scale is None else scale
-    v = split(v, heads)
-    out = joined(split(q, heads), split(k, heads), v, scale, window, weigh, bias)
     if pair is not None:
-        out = out - pair[2] * joined(split(pair[0], heads), split(pair[1], heads), v, scale, window, weigh)
+        pair = split(pair[0], heads), split(pair[1], heads), pair[2]
+    out = joined(split(q, heads), split(k, heads), split(v, heads), scale, window, weigh, bias, pair)
     return out.reshape(batch, -1, leads, time)
 
 
@@ -129,9 +128,12 @@ def fits(q: Tensor, k: Tensor, v: Tensor, heads: int, window: Window, bias, pair
         raise ValueError(f"a pair of {[tuple(x.shape) for x in pair]}; q2 like q, k2 like k and a scalar are expected")
 
 
-def joined(q: Tensor, k: Tensor, v: Tensor, scale: float, window: Window, weigh=softmax,
-           bias: Tensor | None = None) -> Tensor:
-    """Attention of heads whose leads are joined already: (batch, head, d * lead, time)."""
+def joined(q: Tensor, k: Tensor, v: Tensor, scale: float, window: Window, weigh=softmax, bias: Tensor | None = None,
+           pair: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+    """`attend` of heads whose leads are joined already: (batch, head, d * lead, time)."""
+    if pair is not None:
+        q2, k2, lam = pair
+        return joined(q, k, v, scale, window, weigh) - lam * joined(q2, k2, v, scale, window, weigh)
     q = q * scale
     # a square this small costs no more than blocks and halos
     if window.kind == "global" or q.shape[-1] <= 2 * window.blocks()[0]:
