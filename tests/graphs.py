@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from compress import graph as graphs
-from compress import reference, reference_attention
+from compress import reference, reference_attention, reference_lstm
 from compress.graph import Graph, Node, Tensor
 from train import manifest as manifests
 from train import runs
@@ -212,7 +212,9 @@ class Builder:
     def constant(self, shape: tuple[int, ...], scale: float = 0.02) -> str:
         """A parameter as data."""
         value = self.rng.integers(-127, 128, shape).astype(np.int8)
-        return self._put("constant", [], shape, scale, {}, {"value": value})
+        name = self._put("constant", [], shape, scale, {}, {"value": value})
+        self.values[name] = np.repeat(value[None], SAMPLES, axis=0)
+        return name
 
     def mul(self, a: str, b: str) -> str:
         """Elementwise product, axes of size 1 repeated."""
@@ -228,6 +230,35 @@ class Builder:
         m, k = multiplier(1 / kernel / 0.7)
         return self._put("meanpool", [x], (channel, lead, (time - 1) // stride + 1), scale * 0.7,
                          {"kernel": kernel, "stride": stride, "pad": pad, "mul": m, "shift": k})
+
+    def norm(self, x: str, groups: int = 1, rms: bool = False, eps: float = 1e-5) -> str:
+        """Layer or RMS norm; normalised values have unit energy."""
+        tensor = self.tensors[x]
+        channels, scale = tensor.shape[0], SIGMA / 127
+        gain, bias = self.rng.normal(0, 1, channels), self.rng.normal(0, 0.3, channels)
+        floor = round(eps * (channels // groups / tensor.scale) ** 2 * 2 ** 28)
+        return self._put("norm", [x], tensor.shape, scale, {"groups": groups, "rms": rms, "eps": floor}, {
+            "mul": np.rint(gain / scale * 2 ** 12).astype(np.int32),
+            "bias": np.rint(bias / scale * 2 ** 16).astype(np.int32)})
+
+    def lstm(self, x: str, hidden: int, sequence: bool = False) -> str:
+        """An LSTM over (step, feature); gates of its first step spread over about one unit."""
+        steps, features = self.tensors[x].shape
+        rows = 4 * hidden
+        spread = self._rms(x) * math.sqrt(features) * 73, 64 * math.sqrt(hidden) * 73      # of a sum of products
+        mul_x, mul_h = (self.rng.uniform(32, 96, rows) / s * 2 ** 32 for s in spread)
+        params = {"weight_x": self.rng.integers(-127, 128, (rows, features)).astype(np.int8),
+                  "weight_h": self.rng.integers(-127, 128, (rows, hidden)).astype(np.int8),
+                  "mul_x": mul_x.astype(np.int32), "mul_h": mul_h.astype(np.int32),
+                  "bias": (self.rng.normal(0, 32, rows) * 2 ** 16).astype(np.int32),
+                  "table": reference_lstm.sigmoid_table()}
+        shape = (steps, hidden) if sequence else (hidden,)
+        return self._put("lstm", [x], shape, 1 / 128, {"sequence": sequence}, params)
+
+    def lookup(self, x: str, entries: int, width: int, low: int) -> str:
+        """Rows of random codes."""
+        table = self.rng.integers(-100, 101, (entries, width)).astype(np.int8)
+        return self._put("lookup", [x], (width,), 0.02, {"low": low}, {"table": table})
 
     def block(self, x: str, out: int, heads: int, size: int = 0, *, window: str = "band", stride: int = 1) -> str:
         """An attention block: depthwise mix, q, k, v, attention in a window (size 0: global), two 1x1 layers."""
@@ -261,6 +292,16 @@ def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, 
     over_leads = b.reshape(b.reduce("mean", b.slice(x, 2, 0, 2), axes=(1,)), "vector")
     features = b.concat([b.reduce("mean", x), b.reduce("max", x), over_leads, b.dense("rr", 4, relu=True)])
     return b.graph(b.classifier(features, classes))
+
+
+def learned(seed: int = 0, steps: int = 6, features: int = 24, channel: int = 8, classes: int = 3) -> Graph:
+    """Norms of columns and of vectors, LSTMs over the rows of the waveform, and a lookup."""
+    b = Builder(seed, {"ecg": (steps, features), "age": (1,)})
+    x = b.norm(b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2, relu=False), groups=2)
+    x = b.reduce("mean", b.norm(x, rms=True))
+    state = b.lstm(b.lstm("ecg", channel, sequence=True), channel)
+    age = b.lookup("age", 9, 4, low=-3)
+    return b.graph(b.classifier(b.norm(b.concat([x, state, age])), classes))
 
 
 def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8, window: str = "band",

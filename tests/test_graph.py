@@ -19,7 +19,7 @@ from tests import graphs as make
 from train import runs
 from train.say import GraphError
 
-BUILDERS = [make.every_kind, make.streaming]
+BUILDERS = [make.every_kind, make.streaming, make.learned]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_a_graph_survives_its_files_bit_for_bit(builder):
     assert again.boundary == graph.boundary
 
 
-def test_the_builder_uses_every_node_kind():
-    assert {n.kind for n in make.every_kind().nodes} == set(graphs.KINDS)
+def test_the_builders_use_every_node_kind():
+    assert {n.kind for builder in BUILDERS for n in builder().nodes} == set(graphs.KINDS)
 
 
 def test_a_run_loads_with_the_sha256_of_its_manifest(run):
