@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Recipe:
     balance: float = 0.5            # class weight = (mean count / count) ** balance
     mean: float = 0.998             # decay of the averaged weights
     clip: float = 1.0               # gradient norm
+    slow: float = 0.3               # of the learning rate, for weights that start from pre-trained values
     patience: int = 8               # epochs without a better validation score before stopping; 0: never
 
 
@@ -125,7 +126,7 @@ class LabelLoss(nn.Module):
     """The loss of the labels: what training minimises when nothing else is asked for.
 
     An objective is called with the voter and a batch, runs the one on the other, and returns the loss. Parameters of
-    its own are trained with the network's.
+    its own are trained with the network's. A method `voter(network)` may make another voter than Voter.
     """
 
     def __init__(self, weight: Tensor, smoothing: float):
@@ -176,12 +177,13 @@ def quality(logits: np.ndarray, truth: np.ndarray) -> float:
 class Training:
     """One network being trained. `run` is the folder for its checkpoint, `job` what a resumed one must agree with.
 
-    `objective` makes the loss of the labels into another one, see LabelLoss.
+    `objective` makes the loss of the labels into another one, see LabelLoss. `slow` names parameters that start from
+    pre-trained values and learn at recipe.slow of the rate.
     """
 
     def __init__(self, net: nn.Module, source, train, validation, recipe: Recipe, run: Path, seed: int, job: dict,
                  crew: Workers, minutes: float | None = None,
-                 objective: Callable[[LabelLoss], nn.Module] | None = None):
+                 objective: Callable[[LabelLoss], nn.Module] | None = None, slow: Collection[str] = ()):
         # kernels are (1, k): channels last takes a third off a training step on CPU
         self.net = net.to(crew.device, memory_format=torch.channels_last)
         self.source, self.train, self.validation = source, train, validation
@@ -191,17 +193,21 @@ class Training:
         self.best = copy.deepcopy(self.net.state_dict())
         labels = LabelLoss(class_weights(source.counts(train), recipe.balance), recipe.smoothing)
         self.objective = (objective(labels) if objective else labels).to(crew.device)
-        trained = [*net.parameters(), *self.objective.parameters()]
-        many = [p for p in trained if p.dim() > 1]
-        few = [p for p in trained if p.dim() <= 1]
-        self.adam = torch.optim.AdamW([{"params": many, "weight_decay": recipe.weight_decay},
-                                       {"params": few, "weight_decay": 0.0}], lr=recipe.lr)
+        self.adam = torch.optim.AdamW(self._groups(slow), lr=recipe.lr)
         self.gpu = crew.device.startswith("cuda")
         self.voter = self._voter()
 
+    def _groups(self, slow: Collection[str]) -> list[dict]:
+        """All parameters by weight decay and by `share`, their part of the learning rate."""
+        groups: dict[tuple[float, float], list] = {}
+        for name, p in (*self.net.named_parameters(), *self.objective.named_parameters()):
+            kind = self.recipe.weight_decay if p.dim() > 1 else 0.0, self.recipe.slow if name in slow else 1.0
+            groups.setdefault(kind, []).append(p)
+        return [{"params": params, "weight_decay": decay, "share": share} for (decay, share), params in groups.items()]
+
     def _voter(self) -> nn.Module:
         """The voter, compiled on a GPU, its gradients averaged over processes."""
-        voter: nn.Module = Voter(self.net)
+        voter: nn.Module = getattr(self.objective, "voter", Voter)(self.net)
         if self.crew.world > 1:
             voter = nn.parallel.DistributedDataParallel(voter, [self.crew.device] if self.gpu else None)
         return torch.compile(voter, dynamic=True) if self.gpu else voter
@@ -252,7 +258,7 @@ class Training:
             batch = batch.to(self.crew.device)
             rate = self._rate(planned, per_epoch)
             for group in self.adam.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             with torch.autocast(self.crew.device.split(":")[0], torch.bfloat16, enabled=self.gpu):
                 loss = self.objective(self.voter, batch)
             self.adam.zero_grad()
@@ -298,9 +304,9 @@ class Training:
         """Write the checkpoint, all or nothing."""
         from safetensors.torch import save
         s = self.state
-        tensors = {f"{name}.{k}": v.contiguous() for name, part in (("net", self.net.state_dict()), ("best", self.best),
-                                                                   ("mean", self.mean.state_dict()))
-                   for k, v in part.items()}
+        parts = {"net": self.net.state_dict(), "best": self.best, "mean": self.mean.state_dict(),
+                 "objective": self.objective.state_dict()}
+        tensors = {f"{name}.{k}": v.contiguous() for name, part in parts.items() for k, v in part.items()}
         for i, values in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v.contiguous() for k, v in values.items()}
         about = {"state": asdict(s) | {"best": None if s.best == -math.inf else s.best}, "job": self.job}
@@ -332,6 +338,7 @@ class Training:
             return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
         self.net.load_state_dict(part("net"))
         self.mean.load_state_dict(part("mean"))
+        self.objective.load_state_dict(part("objective"))
         self.best = part("best")
         adam: dict[int, dict[str, Tensor]] = {}
         for name, value in part("adam").items():

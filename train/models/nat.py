@@ -93,7 +93,10 @@ class Block(nn.Module):
 
     def __init__(self, s: Stage, p: Preset):
         super().__init__()
-        self.attention = PlainMix(s.channels, s.size) if p.plain else NeighbourhoodAttention(s.channels, s.heads, s.size)
+        if p.plain:
+            self.attention = PlainMix(s.channels, s.size)
+        else:
+            self.attention = NeighbourhoodAttention(s.channels, s.heads, s.size)
         wide = s.channels * p.expand
         self.mlp = nn.Sequential(conv_bn(s.channels, wide, 1, relu=True), conv_bn(wide, s.channels, 1))
         for branch in (self.attention.out, self.mlp[1]):
@@ -141,7 +144,7 @@ class Nat(Network):
         return self.head(self._coarser(columns)[-1], *sides)
 
     def levels(self, ecg: Tensor) -> list[Tensor]:
-        """The output of every stage over a crop, from fine to coarse: what pre-training reconstructs the signal from."""
+        """The output of every stage over a crop, from fine to coarse: what pre-training reconstructs from."""
         return self._coarser(self.columns(ecg))
 
     def _coarser(self, columns: Tensor) -> list[Tensor]:
