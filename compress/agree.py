@@ -51,7 +51,7 @@ def compare(program: torch.fx.GraphModule, graph: Graph, inputs: dict[str, np.nd
     for node in graph.nodes:
         values = {name: recorder.codes[name] for name in node.inputs}
         reference.execute([node], values)
-        gap = np.abs(values[node.output].astype(int) - recorder.codes[node.output].reshape(values[node.output].shape))
+        gap = np.abs(values[node.output].astype(int) - recorder.codes[node.output])
         rows.append(Difference(node.name, node.kind, gap.size, int((gap > 0).sum()), int(gap.max())))
     return rows
 

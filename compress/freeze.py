@@ -125,9 +125,9 @@ def _boundary(graph: Graph) -> str:
     Local tensors come from the waveform and have time as their last axis. A parameter may join them when it is the same
     in every column. Behind the boundary any node reads only what the slice kept, parameters and side inputs.
     """
-    early: dict[str, Node | None] = {graph.inputs[0]: None}
-    still = {n.output: n for n in graph.nodes if n.kind == "constant" and n.params["value"].shape[-1] == 1}
-    cuts = []
+    early, cuts = {graph.inputs[0]}, []
+    still = {n.output for n in graph.nodes if n.kind == "constant" and n.params["value"].shape[-1] == 1}
+    joined: set[str] = set()
     for n in graph.nodes:
         others = [t for t in n.inputs if t not in early]
         if len(others) == len(n.inputs):
@@ -137,16 +137,18 @@ def _boundary(graph: Graph) -> str:
             cuts.append(n)
         elif not _local(graph, n):
             raise GraphError(f"{n.name}: {n.kind} sees the whole window", "local layers in front of the boundary")
-        elif not set(others) <= set(still):
+        elif not set(others) <= still:
             raise GraphError(f"{n.name} reads a column from before the boundary", "only the columns kept")
         else:
-            early |= {t: still[t] for t in others} | {n.output: n}
+            early.add(n.output)
+            joined.update(others)
     if len(cuts) != 1:
         raise GraphError(f"{len(cuts)} slices of the time axis", "one, between the local layers and the rest",
                          "streaming=False evaluates every window anew")
+    early |= joined
     rest = [n for n in graph.nodes if n.output not in early and n is not cuts[0]]
     for n in rest:
-        if set(n.inputs) & set(early):
+        if joined & set(n.inputs):
             raise GraphError(f"{n.name} reads a parameter from before the boundary", "one of its own on each side")
     graph.nodes = [n for n in graph.nodes if n.output in early] + cuts + rest
     return cuts[0].name

@@ -37,6 +37,7 @@ _MEETS = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor}    # operands of on
 
 def tidy(program: GraphModule) -> GraphModule:
     """Rewrite in place."""
+    held: dict[tuple, Node] = {}        # parameters in another shape; one that is used twice stays one
     for node in list(program.graph.nodes):
         if node.op != "call_function" or (not node.users and node.target is operator.getitem):
             continue
@@ -44,9 +45,10 @@ def tidy(program: GraphModule) -> GraphModule:
             program.graph.erase_node(node)
             continue
         _functional(node)
-        new = _Rewriter(program, node).rewritten()
+        new = _Rewriter(program, node, held).rewritten()
         if new is not node:
             node.replace_all_uses_with(new)
+            program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
     _refuse_mixed_windows(program)
     program.recompile()
@@ -74,8 +76,9 @@ def _refuse_mixed_windows(program: GraphModule) -> None:
 class _Rewriter:
     """One operation of the program; new operations are put in front of it."""
 
-    def __init__(self, program: GraphModule, node: Node):
-        self.program, self.node, self.source = program, node, next(iter(node.all_input_nodes), None)
+    def __init__(self, program: GraphModule, node: Node, held: dict[tuple, Node]):
+        self.program, self.node, self.held = program, node, held
+        self.source = next(iter(node.all_input_nodes), None)
 
     def rewritten(self) -> Node:
         """The node that holds what this one computed; itself when it stays."""
@@ -112,6 +115,14 @@ class _Rewriter:
         if source.target is aten.reshape.default:
             source = source.args[0]
         return self.put(aten.reshape.default, source, [-1, *shape])
+
+    def shaped(self, held: Node, *shape: int) -> Node:
+        """A parameter in another shape."""
+        if (held, shape) not in self.held:
+            value = parameter(self.program, held)
+            trains = isinstance(value, torch.nn.Parameter) and value.requires_grad
+            self.held[held, shape] = attribute(self.program, self.node, value.detach().reshape(shape), trains)
+        return self.held[held, shape]
 
     def cut(self, source: Node, dim: int, start: int, stop: int) -> Node:
         """A part of one axis."""
@@ -235,8 +246,8 @@ class _Rewriter:
         """On (batch, channel, 1, time)."""
         _, weight, bias, stride, pad, dilation, groups = (
             *self.node.args, *(None, [1], [0], [1], 1)[len(self.node.args) - 2:])
-        held = parameter(self.program, weight)
-        weight = attribute(self.program, self.node, held.detach().unsqueeze(2), held.requires_grad)
+        out, depth, kernel = weight.meta["val"].shape
+        weight = self.shaped(weight, out, depth, 1, kernel)
         return self._flat(aten.conv2d.default, weight, bias, [1, *stride], [0, *pad], [1, *dilation], groups)
 
     def _pool1d(self) -> Node:
@@ -259,9 +270,7 @@ class _Rewriter:
         for arg in node.all_input_nodes:
             value = arg.meta["val"] if arg.op == "get_attr" else None
             if value is not None and value.numel() > 1 and value.dim() < rank:
-                held = parameter(self.program, arg)
-                full = held.detach().reshape(*[1] * (rank - held.dim()), *held.shape)
-                node.replace_input_with(arg, attribute(self.program, node, full, held.requires_grad))
+                node.replace_input_with(arg, self.shaped(arg, *[1] * (rank - value.dim()), *value.shape))
         return node
 
     def _same_padding(self) -> Node:

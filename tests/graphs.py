@@ -295,11 +295,11 @@ def every_kind(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, 
 
 
 def learned(seed: int = 0, steps: int = 6, features: int = 24, channel: int = 8, classes: int = 3) -> Graph:
-    """Norms of columns and of vectors, LSTMs over the rows of the waveform, and a lookup."""
+    """What `every_kind` lacks: norms, products, a constant, mean pools, LSTMs over rows and over time, a lookup."""
     b = Builder(seed, {"ecg": (steps, features), "age": (1,)})
     x = b.norm(b.conv(b.reshape("ecg", "channel"), channel, 5, stride=2, relu=False), groups=2)
-    x = b.reduce("mean", b.norm(x, rms=True))
-    state = b.lstm(b.lstm("ecg", channel, sequence=True), channel)
+    x = b.reduce("mean", b.norm(b.meanpool(b.mul(x, b.constant((channel, 1, 1))), 3, 2), rms=True))
+    state = b.lstm(b.transpose(b.lstm("ecg", channel, sequence=True), (1, 0)), channel)
     age = b.lookup("age", 9, 4, low=-3)
     return b.graph(b.classifier(b.norm(b.concat([x, state, age])), classes))
 
