@@ -19,19 +19,20 @@ def attention(f, op, scale: float, relu: bool) -> str:
     attrs = {"heads": heads, "window": window, "size": size, "export_scales": {}}
     params = {"table": exp_table()}
     unit = f.scale(q) * f.scale(k) * score_scale                # nats of one step of the score's accumulator
+    spread = 0
+    if bias is not None:
+        params["bias"], unit = _bias(f, bias, unit)
+        spread = int(2 * np.abs(params["bias"].astype(np.int64)).max())
     attrs["score_mul"], attrs["score_shift"] = multiplier(unit / EXP_STEP, name)
     attrs["out_mul"] = _out_mul(f.scale(v) / scale, name)
     if attrs["out_mul"] <= 0:
         raise GraphError(f"{name}: output grid {scale:.3g}, value grid {f.scale(v):.3g}", "within 2^24")
-    spread = 0
-    if bias is not None:
-        params["bias"], spread = _bias(f, op, bias, unit)
     sources, shifts = [q, k, v], [attrs["score_shift"]]
     if q2 is not None:
         sources += [q2, k2]
         unit = f.scale(q2) * f.scale(k2) * score_scale
         attrs["score_mul2"], attrs["score_shift2"] = multiplier(unit / EXP_STEP, name)
-        attrs["out_mul2"] = _out_mul(_constant(f, op, lam).item() * f.scale(v) / scale, name)
+        attrs["out_mul2"] = _out_mul(parameter(f.program, lam).item() * f.scale(v) / scale, name)
         shifts.append(attrs["score_shift2"])
     channel, lead, _ = f.shape(q)
     depth = channel // heads * lead
@@ -50,24 +51,19 @@ def _out_mul(real: float, name: str) -> int:
     return mul
 
 
-def _constant(f, op, node) -> torch.Tensor:
-    """The tensor behind lambda or a bias."""
-    if node.op != "get_attr":
-        raise GraphError(f"{layer(op)}: {node.name} is computed from the signal", "a parameter of the layer")
-    return parameter(f.program, node)
+def _bias(f, node, unit: float) -> tuple[np.ndarray, int]:
+    """(int32 bias on the accumulator's grid, nats of one step of it); the program's bias moves onto it as well.
 
-
-def _bias(f, op, node, unit: float) -> tuple[np.ndarray, int]:
-    """(int32 bias on the accumulator's grid, its widest range in a head); the program's moves onto it as well."""
-    bias = _constant(f, op, node)
-    codes = np.rint(bias.detach().numpy().astype(np.float64) / unit)
-    spread = int(2 * np.abs(codes).max())       # also keeps every single sum of score and bias in 31 bits
-    if spread >= 1 << 31:
-        raise GraphError(f"{layer(op)}: a bias of {float(bias.detach().abs().max()):.3g} nats in steps of {unit:.3g}",
-                         "less than 2^30 steps", "scores this small are dead: train the layer again")
+    Beside scores so small that the bias would leave 2^29 steps the grid is widened. The scores count more than they
+    should then, but even the largest stays below depth * lead / 2^14 of the bias: no step of the exp table.
+    """
+    bias = parameter(f.program, node)
+    real = bias.detach().numpy().astype(np.float64)
+    unit = max(unit, np.abs(real).max() / 2 ** 29)
+    codes = np.rint(real / unit)
     with torch.no_grad():
         bias.copy_(torch.from_numpy((codes * unit).astype(np.float32)))
-    return codes.astype(np.int32), spread
+    return codes.astype(np.int32), unit
 
 
 def export_scales(n: Node, args: list[np.ndarray]) -> dict[str, float]:

@@ -211,7 +211,7 @@ def test_the_attention_op_has_the_gradient_of_the_softmax(form):
 class Attending(nn.Module):
     """ecg (batch, 1, lead, time) -> one attention layer of two heads between convolutions -> logits (batch, 3)."""
 
-    def __init__(self, form: str, time: int, cut: tuple[int, int] | None):
+    def __init__(self, form: str, cut: tuple[int, int] | None):
         super().__init__()
         self.window, self.more = FORMS[form]
         self.cut, self.attend_fn = cut, attend
@@ -232,11 +232,12 @@ class Attending(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-def frozen(form, leads=2, time=80, cut=None):
-    """(program, converted program, integer graph, inputs) of a calibrated network."""
+def frozen(form, leads=2, time=80, cut=None, windows=12, change=lambda net: None):
+    """(program, converted program, integer graph, inputs) of a calibrated network; `change` edits its weights."""
     torch.manual_seed(3)
-    net = Attending(form, time, cut)
-    codes = {"ecg": make.waveform(np.random.default_rng(2), 12, leads, time)}
+    net = Attending(form, cut)
+    change(net)
+    codes = {"ecg": make.waveform(np.random.default_rng(2), windows, leads, time)}
     program = Program(net, {"ecg": (leads, time)}, {"ecg": 0.016}, cut is not None)
     program.calibrate([tensors(codes, {"ecg": 0.016})])
     return program, *program.convert(), codes
@@ -257,6 +258,18 @@ def test_the_reference_equals_the_converted_program_but_for_single_lsb_ties(form
     assert graph.dumps(graph.loads(*graph.dumps(g))) == graph.dumps(g)
 
 
+@pytest.mark.parametrize("size", [1e-5, 1.0, 8.0])
+def test_a_bias_fits_beside_scores_of_any_size(size):
+    """From scores that are all but dead, where the bias alone decides, to ones that drown it."""
+    def shrink(net):
+        for part in (net.q, net.k):
+            part.weight.data *= size
+            part.bias.data *= size
+    _, converted, g, codes = frozen("bias", change=shrink)
+    row, = (r for r in agree.compare(converted, g, codes) if r.kind == "attention")
+    assert row.worst <= 1 and row.differing <= 0.02 * row.codes
+
+
 @pytest.mark.parametrize("form", ["bias", "pair"])
 def test_quantization_aware_training_reaches_bias_and_lambda(form):
     program, _, _, codes = frozen(form)
@@ -271,6 +284,19 @@ def test_a_frozen_local_window_streams(form):
     record = make.waveform(np.random.default_rng(4), 1, 1, 200)[0]
     crops = np.stack([record[:, s:s + 80] for s in range(0, 121, 8)])
     np.testing.assert_array_equal(reference.stream(g, {"ecg": record}, 8), reference.run(g, {"ecg": crops}))
+
+
+def test_a_row_that_does_not_fit_int32_is_refused_by_its_layer():
+    with pytest.raises(GraphError, match=r"net: 1050 keys of 4 x 1 do not fit int32"):
+        frozen("global", leads=1, time=2100, windows=2)
+
+
+def test_values_that_grow_sixteenfold_are_refused_by_their_layer():
+    def cancel(net):
+        net.q2, net.k2 = net.q, net.k
+        net.lam.data.fill_(1.0)
+    with pytest.raises(GraphError, match=r"net: values grow"):
+        frozen("pair", change=cancel)
 
 
 def test_global_attention_in_front_of_the_boundary_is_refused():
