@@ -109,7 +109,8 @@ class Gate(nn.Module):
         self.lift = nn.Sequential(conv(1, tokens // 2, 1), nn.ReLU(), conv(tokens // 2, tokens, 1)) if rr else None
         self.a = nn.Sequential(conv(tokens, tokens, 1), nn.Tanh())
         self.b = nn.Sequential(conv(tokens, tokens, 1), nn.Sigmoid())
-        self.ask = nn.Parameter(torch.randn(1, tokens, 1, classes) / math.sqrt(tokens))
+        # wide enough that classes differ from the start: over normalised channels an even mean would be zero
+        self.ask = nn.Parameter(torch.randn(1, tokens, 1, classes))
         self.value = nn.Sequential(conv(tokens, tokens, 1), nn.ReLU())
         self.logits = nn.Conv2d(classes, classes, (1, tokens), groups=classes)
 
