@@ -17,7 +17,7 @@ from compress.lstm import LSTM
 from compress.makers_attention import attention
 from compress.makers_modules import lookup, lstm, norm
 from compress.norm import NORM
-from compress.quantizer import ADD, ATTENTION, MUL, REDUCED, WEIGHTED, aten
+from compress.quantizer import ADD, ATTENTION, MUL, WEIGHTED, aten
 from compress.tables import operand, table
 from train.say import GraphError
 
@@ -86,26 +86,29 @@ def product(f, op, scale: float, relu: bool) -> str:
 
 def pool(f, op, scale: float, relu: bool) -> str:
     """maxpool and meanpool."""
-    kernel, stride, pad, *rest = (*op.args[1:], *([], 0)[len(op.args) - 2:]) if len(op.args) < 4 else op.args[1:]
-    kernel, stride, pad = (list(a) * 2 if isinstance(a, (list, tuple)) and len(a) == 1 else a
-                           for a in (kernel, stride or kernel, pad))
-    (kernel, over), (stride, step), (pad, out) = ((a[-1], a[0]) if isinstance(a, (list, tuple)) else (a, a)
-                                                  for a in (kernel, stride, pad))
     mean = op.target is aten.avg_pool2d.default
-    usual = [False, True, None] if mean else [1, False]     # ceil, padding counts, divisor; dilation, ceil
-    given = [a[0] if isinstance(a, (list, tuple)) and len(set(a)) == 1 else a for a in rest]
-    given += usual[len(given):]
-    if mean and pad == 0:
-        given[1] = True
-    lead = f.shape(op.args[0])[1]
-    if over != 1 or out != 0 or (step != 1 and lead != 1) or given != usual:
-        raise GraphError(f"{layer(op)}: pooling {op.args[1:]}", "kernel (1, k), stride (1, s), padding (0, p) that counts")
-    attrs = {"kernel": kernel, "stride": stride, "pad": [pad, pad]}
+    usual = ([], 0, False, True, None) if mean else ([], 0, 1, False)
+    kernel, stride, pad, *rest = (*op.args[1:], *usual[len(op.args) - 2:])
+    kernel, stride, pad = _pair(kernel), _pair(stride or kernel), _pair(pad)
+    if mean:
+        ceil, counts, divisor = rest
+        plain = not ceil and (counts or pad == [0, 0]) and divisor is None
+    else:
+        plain = _pair(rest[0]) == [1, 1] and not rest[1]
+    if not plain or kernel[0] != 1 or pad[0] != 0 or (stride[0] != 1 and f.shape(op.args[0])[1] != 1):
+        raise GraphError(f"{layer(op)}: pooling {op.args[1:]}",
+                         "kernel (1, k), stride (1, s), padding (0, p) that counts")
+    attrs = {"kernel": kernel[1], "stride": stride[1], "pad": [pad[1], pad[1]]}
     if not mean:
         f.same(op.args[0], scale)
         return f.emit(op, "maxpool", [op.args[0]], scale, attrs)
-    mul, shift = multiplier(f.scale(op.args[0]) / kernel / scale, layer(op))
+    mul, shift = multiplier(f.scale(op.args[0]) / kernel[1] / scale, layer(op))
     return f.emit(op, "meanpool", [op.args[0]], scale, attrs | {"mul": mul, "shift": shift})
+
+
+def _pair(number) -> list[int]:
+    """One number, or one for each axis -> [lead, time]."""
+    return (list(number) * 2)[:2] if isinstance(number, (list, tuple)) else [number, number]
 
 
 def reduced(f, op, scale: float, relu: bool) -> str:
@@ -114,7 +117,7 @@ def reduced(f, op, scale: float, relu: bool) -> str:
     if op.target is aten.amax.default:
         f.same(source, scale)
         return f.emit(op, "max", [source], scale, {"axes": axes})
-    count = int(np.prod([f.shape(source)[a] for a in axes])) if op.target is aten.mean.dim else 1
+    count = int(np.prod([f.shape(source)[a] for a in axes]))
     mul, shift = multiplier(f.scale(source) / count / scale, layer(op))
     return f.emit(op, "mean", [source], scale, {"axes": axes, "mul": mul, "shift": shift})
 
@@ -159,10 +162,10 @@ def repeated(f, op, scale: float, relu: bool) -> str:
 
 
 MAKERS = {**dict.fromkeys(WEIGHTED, weighted), **dict.fromkeys(ADD, add),
-           **dict.fromkeys(ATTENTION, attention), **dict.fromkeys(MUL, product), **dict.fromkeys(REDUCED, reduced),
+           **dict.fromkeys(ATTENTION, attention), **dict.fromkeys(MUL, product),
            **dict.fromkeys(NORM, norm), **dict.fromkeys(LSTM, lstm), **dict.fromkeys(LOOKUP, lookup),
-           aten.max_pool2d.default: pool, aten.avg_pool2d.default: pool, aten.amax.default: reduced,
-           aten.cat.default: concat, aten.slice.Tensor: cut, aten.reshape.default: reshape,
+           aten.max_pool2d.default: pool, aten.avg_pool2d.default: pool, aten.mean.dim: reduced,
+           aten.amax.default: reduced, aten.cat.default: concat, aten.slice.Tensor: cut, aten.reshape.default: reshape,
            aten.permute.default: transpose, aten.expand.default: repeated}
 
 

@@ -36,16 +36,16 @@ WEIGHTED = {aten.conv2d.default, aten.linear.default}
 RELU = {aten.relu.default}
 ADD = {aten.add.Tensor, aten.sub.Tensor}
 MUL = {aten.mul.Tensor}
-REDUCED = {aten.mean.dim, aten.sum.dim_IntList}
 ATTENTION = {torch.ops.leadedge.attention.default}
 # the codes do not change: input and output share one scale
 SAME_CODES = {aten.max_pool2d.default, aten.amax.default, aten.slice.Tensor, aten.reshape.default,
               aten.permute.default, aten.expand.default}
 TAKES_PARAMETERS = ADD | MUL | {aten.cat.default, aten.expand.default}     # as data, with a grid of their own
 KNOWN = {
-    "convolution, linear": WEIGHTED, "add, subtract": ADD, "multiply": MUL, "mean, sum": REDUCED,
-    "max": {aten.amax.default}, "pooling": {aten.max_pool2d.default, aten.avg_pool2d.default},
-    "cat": {aten.cat.default}, "slice": {aten.slice.Tensor}, "reshape": {aten.reshape.default}, "transpose": {aten.permute.default},
+    "convolution, linear": WEIGHTED, "add, subtract": ADD, "multiply": MUL,
+    "mean, sum": {aten.mean.dim}, "max": {aten.amax.default},
+    "pooling": {aten.max_pool2d.default, aten.avg_pool2d.default}, "cat": {aten.cat.default},
+    "slice": {aten.slice.Tensor}, "reshape": {aten.reshape.default}, "transpose": {aten.permute.default},
     "a parameter repeated over the batch": {aten.expand.default}, "attention": ATTENTION, "Norm": NORM, "Lstm": LSTM,
     "Lookup": LOOKUP,
 }

@@ -158,7 +158,11 @@ class _Rewriter:
         axes, keep = (*node.args[1:], *((), False)[len(node.args) - 1:])[:2]
         rank = self.source.meta["val"].dim()
         axes = sorted(a % rank for a in ([axes] if isinstance(axes, int) else axes or range(rank)))
-        new = self.put(node.target, self.source, axes)
+        if node.target is aten.sum.dim_IntList:     # the mean times its count: a table of the same codes
+            new = self.put(aten.mean.dim, self.source, axes)
+            new = self.put(aten.mul.Tensor, new, math.prod(self.source.meta["val"].shape[axis] for axis in axes))
+        else:
+            new = self.put(node.target, self.source, axes)
         return self.reshaped(new, node.meta["val"].shape[1:]) if keep or node.kwargs.get("keepdim") else new
 
     def _item(self) -> Node:
