@@ -19,7 +19,7 @@ import numpy as np
 
 from compress.graph import Graph, Node
 from compress.reference_attention import EXP_STEP
-from targets.onnx_file import OnnxFile
+from targets.onnx_layers import Layers, sign
 from train.say import GraphError, choose, need
 
 FORMS = ("int8", "mixed", "float")
@@ -27,6 +27,7 @@ HIDDEN = -1e9           # added to the score of a key outside of the band
 PROBABILITY = 1 / 255   # grid of the attention weights in form int8
 FOLD = 8                # samples of a one-channel input that an integer convolution takes at once
 LANES = 16              # floats of the widest SIMD vector
+LEAST_GRID = 2.0 ** -7  # stands for the multiplier 0, whose operand must not move a sum
 LEAST = 12              # queries of a block of band attention
 
 
@@ -40,7 +41,7 @@ def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
     return {"int8": _Int8, "mixed": _Mixed, "float": _Float}[form](graph).build(trace)
 
 
-class _Lowering(OnnxFile):
+class _Lowering(Layers):
     """Walks the graph once and writes ONNX nodes. The native view is the one that a layer leaves behind."""
 
     def __init__(self, graph: Graph):
@@ -59,7 +60,7 @@ class _Lowering(OnnxFile):
         for node in self.graph.nodes:
             if node.output not in written:
                 self.layer = node.name
-                lower = getattr(self, node.kind, None)
+                lower = getattr(self, f"{node.kind}_" if node.kind == "constant" else node.kind, None)
                 if lower is None:
                     raise GraphError(f"{node.name}: {node.kind} has no ONNX form", "another kind", "another target")
                 written.update(lower(node) or ())
@@ -146,61 +147,6 @@ class _Lowering(OnnxFile):
         y = self.op("Gemm", [self.as_real(x), self.weight(node.params["weight"], grid),
                              self.weight(node.params["bias"], self.scale(x) * grid)], transB=1)
         self.store((node.output,), self.settled(y, self.scale(node.output), node.attrs["relu"]))
-
-    # ---- layers that meet on the output's grid
-
-    def add(self, node: Node):
-        """Residual sum."""
-        y = self.op("Add", [self.as_real(t) for t in node.inputs])
-        self.store((node.output,), self.settled(y, self.scale(node.output), node.attrs["relu"]))
-
-    def mean(self, node: Node):
-        """Along time by the pooling kernel, over other axes by ReduceMean."""
-        source, axes = node.inputs[0], node.attrs["axes"]
-        if 2 in axes and (1 in axes or self.shape(source)[1] == 1):
-            y = self.op("GlobalAveragePool", [self.as_real(source)])
-            y = self.op("Reshape", [self.settled(y, self.scale(node.output)), self.ints(1, *self.shape(node.output))])
-        else:
-            y = self.op("ReduceMean", [self.as_real(source)], axes=[a + 1 for a in axes], keepdims=0)
-            y = self.settled(y, self.scale(node.output))
-        self.store((node.output,), y)
-
-    def concat(self, node: Node):
-        """Side by side."""
-        y = self.op("Concat", [self.as_real(t) for t in node.inputs], axis=node.attrs["axis"] + 1)
-        self.store((node.output,), self.settled(y, self.scale(node.output)))
-
-    # ---- layers that change no value run on the native view
-
-    def moved(self, node: Node, kind: str, *constants: str, **attrs) -> None:
-        """One operation on the native view."""
-        self.store((node.output,), self.op(kind, [self.view(node.inputs[0]), *constants], **attrs))
-
-    def maxpool(self, node: Node):
-        """Padding never wins."""
-        a = node.attrs
-        self.moved(node, "MaxPool", kernel_shape=[1, a["kernel"]], strides=[1, a["stride"]],
-                   pads=[0, a["pad"][0], 0, a["pad"][1]])
-
-    def max(self, node: Node):
-        """Over whole axes."""
-        self.moved(node, "ReduceMax", axes=[a + 1 for a in node.attrs["axes"]], keepdims=0)
-
-    def slice(self, node: Node):
-        """A part of one axis."""
-        a = node.attrs
-        self.moved(node, "Slice", self.ints(a["start"]), self.ints(a["stop"]), self.ints(a["axis"] + 1))
-
-    def reshape(self, node: Node):
-        """The batch axis stays."""
-        self.moved(node, "Reshape", self.ints(1, *self.shape(node.output)))
-
-    def table(self, node: Node):
-        """256 entries, looked up by code."""
-        from onnx import TensorProto
-        index = self.op("Cast", [self.as_codes(node.inputs[0])], to=TensorProto.INT32)
-        entries = self.entries(node.params["table"], self.scale(node.output))
-        self.store((node.output,), self.op("Gather", [self.constant(entries), index]))
 
     # ---- attention
 
@@ -354,8 +300,9 @@ class _Mixed(_Lowering):
 
     def add(self, node: Node):
         """The reference's own integer multipliers as grids: the same sums, rounded once at the same place."""
-        parts = [self.dequantize(self.view(t), m) for t, m in zip(node.inputs, node.attrs["mul"], strict=True)]
-        y = self.settled(self.op("Add", parts), 2.0 ** node.attrs["shift"], node.attrs["relu"])
+        grids = [abs(m) or LEAST_GRID for m in node.attrs["mul"]]
+        parts = [self.dequantize(self.view(t), grid) for t, grid in zip(node.inputs, grids, strict=True)]
+        y = self.settled(self.op(sign(node), parts), 2.0 ** node.attrs["shift"], node.attrs["relu"])
         self.store((node.output,), y)
 
     def weight_grid(self, node: Node, first: Node) -> np.ndarray:

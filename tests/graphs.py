@@ -304,6 +304,19 @@ def learned(seed: int = 0, steps: int = 6, features: int = 24, channel: int = 8,
     return b.graph(b.classifier(b.norm(b.concat([x, state, age])), classes))
 
 
+def gated(seed: int = 0, leads: int = 2, time: int = 96, channel: int = 8, classes: int = 3) -> Graph:
+    """Products, differences, constants, mean pools and other axes: a gate, a class token, leads as input channels."""
+    b = Builder(seed, {"ecg": (leads, time)})
+    x = b.conv(b.transpose(b.reshape("ecg", "channel"), (1, 0, 2)), channel, 5, stride=2)
+    x = b.add(x, b.meanpool(x, 5, 1), sign=-1)
+    x = b.meanpool(b.add(x, b.constant((channel, 1, time // 2))), 3, 2)
+    gate = b.table(b.reshape(b.reduce("mean", x, axes=(1, 2)), (channel, 1, 1)), lambda v: 1 / (1 + np.exp(-v)))
+    x = b.concat([b.constant((channel, 1, 1)), b.mul(x, gate)], axis=2)
+    x = b.block(x, channel, heads=2)
+    other = b.reduce("mean", b.mul(b.transpose(x, (1, 2, 0)), b.constant((1, 1, channel))), axes=(0, 2))
+    return b.graph(b.dense(b.concat([b.reduce("mean", x), b.reduce("max", x), other]), classes))
+
+
 def streaming(seed: int = 0, leads: int = 1, time: int = 160, channel: int = 8, window: str = "band",
               size: int = 3) -> Graph:
     """A net of one waveform input whose boundary cuts off the columns that the window's edges touch; stride 4."""

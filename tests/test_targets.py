@@ -74,6 +74,7 @@ GRAPHS = {
     "band in blocks": lambda: make.every_kind(seed=3, time=400),
     "band in blocks with a remainder": lambda: make.every_kind(seed=4, leads=1, time=236),
     "no folding of an odd length": lambda: make.every_kind(seed=5, time=101),
+    "gates, constants, other axes": lambda: make.gated(),
     "streaming": lambda: make.streaming(),
     "queries of their own length": lambda: unequal_attention(),
     "projections that cannot be merged": lambda: unmerged_attention(),
