@@ -134,7 +134,7 @@ def share(items: list, rank: int, world: int) -> list:
 class Records(_Source):
     """Tasks that label whole records: a batch is crops of up to `windows` hops, all windows of which vote."""
 
-    def __init__(self, shards, task, geometry, names, kinds, uv_per_lsb, windows: int = 19):
+    def __init__(self, shards, task, geometry, names, kinds, uv_per_lsb, windows: int = 9):
         super().__init__(shards, task, geometry, names, kinds, uv_per_lsb)
         self.windows = windows
         self.settle = frontend.SETTLE_S * shards.fs
