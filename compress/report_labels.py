@@ -8,8 +8,8 @@ import numpy as np
 from compress.evaluate import Logits
 from train import challenge, metrics, say, score, tasks
 
-_AREAS = ("auroc", "auroc_95", "auprc", "auprc_95")
-_CALLED = ("se", "se_95", "ppv", "ppv_95", "f1", "f1_95", "n")
+_AREA_KEYS = ("auroc", "auroc_95", "auprc", "auprc_95")
+_CALLED_KEYS = ("se", "se_95", "ppv", "ppv_95", "f1", "f1_95", "n")
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "mean_f1": "F1", "se": "Se", "ppv": "+P", "f_beta": "F-beta",
           "g_beta": "G-beta", "accuracy": "all right", "label_accuracy": "each right", "challenge": "challenge"}
 
@@ -28,7 +28,7 @@ def table(decided: dict[str, np.ndarray], logits: dict[str, Logits], classes: li
     for form in decided:
         for area, row in zip(areas[form], called[form], strict=True):
             result["classes"].setdefault(row[0], {})[form] = dict(
-                zip((*_AREAS, *_CALLED), (*area[1:-1], *row[1:]), strict=True))
+                zip((*_AREA_KEYS, *_CALLED_KEYS), (*area[1:-1], *row[1:]), strict=True))
     _side_by_side(areas, metrics.HEADER)
     _side_by_side(called, score.HEADER)
     found = {form: _figures(decided[form], logits[form], classes, task) for form in decided}
@@ -48,18 +48,26 @@ def _side_by_side(rows: dict[str, list[list]], header) -> None:
                for form, row in zip(forms, of, strict=True)], header)
 
 
-def _figures(decided: np.ndarray, logits: Logits, classes: list[str], task: str) -> dict:
-    """Name -> (value, the same of resampled records (draw,)); equal draws for every form, so that they pair."""
-    weight = score.resamples(len(decided))
-    areas = metrics.auroc(logits.mean, logits.truth), metrics.auprc(logits.mean, logits.truth)
-    drawn = metrics.area_draws(logits.mean, logits.truth, weight)
-    out = {name: (float(score.mean(a)), score.mean(d))
-           for name, a, d in zip(("auroc", "auprc"), areas, drawn, strict=True)}
+def _decisions(decided: np.ndarray, logits: Logits, classes: list[str], task: str) -> dict[str, metrics.Figure]:
+    """Figures of what was called, the challenge score among them where the task has one."""
     figures = metrics.figures(logits.truth, decided)
     if task in challenge.TASKS:
         labels = {label.name: label for label in tasks.find(task).classes}
         figures["challenge"] = challenge.figure([labels[name] for name in classes], logits.truth, decided)
-    return out | {name: (f.value, f.of(score.resample(f.each))) for name, f in figures.items()}
+    return figures
+
+
+def _areas(logits: Logits) -> dict[str, float]:
+    return {"auroc": float(score.mean(metrics.auroc(logits.mean, logits.truth))),
+            "auprc": float(score.mean(metrics.auprc(logits.mean, logits.truth)))}
+
+
+def _figures(decided: np.ndarray, logits: Logits, classes: list[str], task: str) -> dict:
+    """Name -> (value, the same of resampled records (draw,)); equal draws for every form, so that they pair."""
+    drawn = metrics.area_draws(logits.mean, logits.truth, score.resamples(len(decided)))
+    out = {name: (value, score.mean(d)) for (name, value), d in zip(_areas(logits).items(), drawn, strict=True)}
+    return out | {name: (f.value, f.of(score.resample(f.each)))
+                  for name, f in _decisions(decided, logits, classes, task).items()}
 
 
 def _compared(figure: tuple[float, np.ndarray], base: tuple[float, np.ndarray]) -> dict:
@@ -94,7 +102,8 @@ def fitted(form: str, logits: Logits, decided: np.ndarray, classes: list[str], t
     """Print and return Se and +P per class, and the means, without intervals."""
     s = metrics.per_class(metrics.counts(logits.truth, decided).sum(0))
     rows = {name: {"se": _number(s.se[k]), "ppv": _number(s.ppv[k])} for k, name in enumerate(classes)}
-    means = {name: _number(value) for name, (value, _) in _figures(decided, logits, classes, task).items()}
+    means = _areas(logits) | {name: f.value for name, f in _decisions(decided, logits, classes, task).items()}
+    means = {name: _number(value) for name, value in means.items()}
     told = "   ".join(f"{_NAMES[name]} {value:.3f}" for name, value in means.items() if value is not None)
     say.info(f"{form:20s} {told}")
     return rows | {"mean_f1": means["mean_f1"], "figures": means}

@@ -2,6 +2,7 @@
 """Figures of several classes at once against scikit-learn, slow definitions and the official table of weights."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from compress import rule
+from compress import evaluate, report, report_labels, rule
 from train import challenge, metrics, score, tasks
 from train.manifest import Label
 from train.say import UserError
@@ -234,3 +235,32 @@ def test_the_temperature_makes_probabilities_of_several_classes_match_how_often_
     sums = np.where(told, 60, -60).astype(np.int64)
     fitted = rule.fit(sums, np.ones(3000, int), truth, np.arange(3000), "ptbxl", 0.1, 0)
     assert abs(rule.probabilities(fitted, sums, np.ones(3000))[told].mean() - 0.8) < 0.02
+
+
+# ---- tables
+
+def test_the_table_of_a_challenge_holds_its_score_paired_between_forms_and_in_any_order_of_classes(capsys):
+    rng = np.random.default_rng(5)
+    truth = rng.random((70, len(CLASSES))) < 0.1
+    truth[:, 3] = False                     # a class that no record has
+    exact = np.rint(30 * truth + rng.normal(0, 12, truth.shape)).astype(np.int64) * 2
+    rough = np.rint(exact / 16).astype(np.int64) * 16
+    logits = {name: evaluate.Logits(s, np.full(70, 2), truth, np.arange(70).astype(str), 0.1)
+              for name, s in (("float", exact), ("int8", rough))}
+    decided = {name: one.sums >= 20 for name, one in logits.items()}
+    names = [c.name for c in CLASSES]
+    result = report.compare(decided, logits, names, "cinc2021")
+    found = {name: form["figures"]["challenge"] for name, form in result["forms"].items()}
+    for name, called in decided.items():
+        assert found[name]["value"] == pytest.approx(challenge.figure(CLASSES, truth, called).value)
+    assert found["int8"]["difference"] == pytest.approx(found["int8"]["value"] - found["float"]["value"])
+    assert found["float"]["difference_95"] == [0, 0] and result["forms"]["int8"]["figures"]["auroc"]["value"] > 0.8
+    assert result["classes"][names[3]]["int8"]["auroc"] is None and result["classes"][names[3]]["int8"]["n"] == 0
+    assert result["flips"]["changed"] == (decided["float"] != decided["int8"]).any(1).sum()
+    assert json.loads(json.dumps(result, allow_nan=False)) and "challenge  int8" in capsys.readouterr().out
+    back = {name: evaluate.Logits(one.sums[:, ::-1], one.counts, truth[:, ::-1], one.unit, one.scale)
+            for name, one in logits.items()}
+    turned = report_labels.table({name: d[:, ::-1] for name, d in decided.items()}, back, names[::-1], "cinc2021")
+    assert turned["forms"]["int8"]["figures"]["challenge"]["value"] == pytest.approx(found["int8"]["value"])
+    fitted = report.fitted("int8", logits["int8"], decided["int8"], names, "cinc2021")
+    assert fitted["figures"]["challenge"] == pytest.approx(found["int8"]["value"])
