@@ -10,15 +10,16 @@ the steepest one around R end at q, the last sample before the complex; q is 28 
 of x within 40 ms of R.
 
 Bump. With s the sum of x over 28 ms (an odd number of samples, m), the bump at n is its height above the chord from
-s[n - 56 ms] to s[min(n + 56 ms, q)]:
+s[n - 56 ms] to s[min(n + 56 ms, q - m // 2)], the last s without a sample of the complex:
 
     bump[n] = (s[n] * (a + b) - s[n - a] * b - s[n + b] * a) // (a + b)         a, b: the distances to the chord's ends
 
 P is the highest bump from 300 ms before R, or a quarter of the RR interval and 160 ms behind the last R where that is
-later (the T wave is over), to 20 ms before q; the lowest one, upside down, when it is more than 3 times as deep. It is
+later (the T wave is over), to 20 ms before q; the lowest one, upside down, when it is more than 1.5 times as deep (its
+flanks look like waves half as high). It is
 reported when it reaches 14 microvolts and 1/128 of `size`, and when the same bump of the running mean of s before R
-reaches 11 microvolts and 1/128 within 12 ms of the place: waves of a fibrillating atrium keep no place before R and
-average out, ours does not. The mean moves by 1/2, 1/4, 1/4 and from then on 1/8 of the difference with each beat.
+reaches 11 microvolts, 1/128 and a third of this one within 12 ms of the place: waves of a fibrillating atrium keep no
+place before R and average out. The mean moves by 1/2, 1/4, 1/4 and from then on 1/8 of the difference with each beat.
 
 Onset and end are where s falls furthest below the chord from 100 ms before P to P, and from P to the earlier of 100 ms
 behind it and q. Memory: 450 ms of samples and 400 ms of the mean.
@@ -29,7 +30,6 @@ from __future__ import annotations
 import numpy as np
 
 _FLOOR, _MEAN_FLOOR, _SHARE = 14, 11, 7     # microvolts; the share of `size` is 2^-7
-_UPSIDE_DOWN = 3
 _GUARD = 4                                  # fractional bits of the running mean
 DTYPE = np.dtype([("onset", "<i8"), ("peak", "<i8"), ("end", "<i8"), ("height", "<i8"), ("usual", "<i8"),
                   ("size", "<i8")])
@@ -55,7 +55,7 @@ def delineate(x: np.ndarray, peaks: np.ndarray, fs: int) -> np.ndarray:
     rows = s[at[:, None] + np.arange(-back, 1)]                             # (beat, 420 ms up to R)
     q, interval = q - at + back, np.diff(r, prepend=r[0] - 60 * fs)
     first = back - np.minimum(_samples(300, fs), interval - _samples(160, fs) - interval // 4)
-    own, mean = (_bumps(z, q, fs) for z in (rows, _running_mean(rows)))
+    own, mean = (_bumps(z, q - m // 2, fs) for z in (rows, _running_mean(rows)))
     place = np.arange(back + 1)
     searched = (place >= first[:, None]) & (place <= q[:, None] - _samples(20, fs))
     where, sign = _strongest(own, searched)
@@ -65,6 +65,7 @@ def delineate(x: np.ndarray, peaks: np.ndarray, fs: int) -> np.ndarray:
     limit = size * m >> _SHARE
     there = searched.any(1)
     seen = there & (height >= np.maximum(_FLOOR * m, limit)) & (usual >= np.maximum(_MEAN_FLOOR * m, limit))
+    seen &= 3 * usual >= height
     onset, end = _feet(sign[:, None] * rows, where, q, _samples(100, fs))
     for name, value in (("onset", onset), ("peak", where), ("end", end)):
         found[name] = np.where(seen, value + r - back, -1)
@@ -116,7 +117,7 @@ def _strongest(bumps: np.ndarray, searched: np.ndarray) -> tuple[np.ndarray, np.
     """(place of the P wave, 1 or -1 where it is upside down) among the places searched."""
     shown = np.where(searched, bumps, 0)
     up, down = shown.argmax(1), shown.argmin(1)
-    inverted = -_pick(shown, down) > _UPSIDE_DOWN * _pick(shown, up)
+    inverted = -2 * _pick(shown, down) > 3 * _pick(shown, up)
     return np.where(inverted, down, up), np.where(inverted, -1, 1)
 
 
