@@ -26,6 +26,7 @@ from train import manifest, runs, say
 from train.say import UserError
 
 WEIGHTS, RECORD, FOLDER = "weights.safetensors", "training.json", "folds"
+HEADS = "heads"         # what compress/prune.py left, in the metadata of the weights
 INNER_FOLDS = 5         # of the training patients, for tasks with too few of them to spare a validation part
 
 
@@ -62,12 +63,13 @@ def fit(job: Job) -> dict:
     UserError when the folder holds another run already, or the checkpoint to resume belongs to another job.
     """
     from train.loop import workers
-    _check_folder(job)
+    check_folder(job)
     with workers(job.device) as crew:
         return Fit(job, crew).all()
 
 
-def _check_folder(job: Job) -> None:
+def check_folder(job: Job) -> None:
+    """UserError when the folder to write holds a run already, unless that one is to go on."""
     run = pathlib.Path(job.run)
     if job.resume:
         return
@@ -106,6 +108,10 @@ class Fit:
     def network(self):
         """The network to train, with its first weights."""
         return self.build()
+
+    def prepare(self, net, train: list[int]) -> dict:
+        """What the network trains before the labels; its figures."""
+        return net.prepare(self.source, train, self.job.seed)
 
     def objective(self):
         """What to minimise instead of the labels' loss, see loop.LabelLoss; None: the labels' loss."""
@@ -153,7 +159,7 @@ class Fit:
         about |= {"leads": list(self.shards.leads), "label": label, "records": len(train)}
         minutes = None if self.job.minutes is None else self.job.minutes / (1 + self.folds)
         net = self.network()
-        self.prepared[label] = net.prepare(self.source, train, self.job.seed)
+        self.prepared[label] = self.prepare(net, train)
         training = Training(net, self.source, train, validation, self.recipe, folder, self.job.seed, about,
                             self.crew, minutes, self.objective())
         if self.job.resume and training.load():
@@ -174,15 +180,19 @@ class Fit:
                 weights, state = self._train(f"without fold {k}", self.run / FOLDER / str(k), rest, [])
                 facts = {"records": names, "seconds": round(state.elapsed_s, 1), "log": state.log}
                 if self.crew.first:
-                    runs.write(self.run / FOLDER, {f"{k}.safetensors": _pack(weights), kept.name: json.dumps(facts)})
+                    runs.write(self.run / FOLDER, {f"{k}.safetensors": self._packed(weights),
+                                                   kept.name: json.dumps(facts)})
                     _remove_checkpoint(self.run / FOLDER / str(k))
                 self.crew.agree(0)
             done.append(json.loads(kept.read_text()))
         return done
 
+    def _packed(self, weights: dict) -> bytes:
+        return packed(weights)
+
     def _write(self, weights: dict, record: dict) -> None:
         draft = self.manifest(record)
-        runs.write(self.run, {WEIGHTS: _pack(weights), RECORD: json.dumps(record, indent=1),
+        runs.write(self.run, {WEIGHTS: self._packed(weights), RECORD: json.dumps(record, indent=1),
                               "model.json": manifest.dumps(draft)})
         _remove_checkpoint(self.run)
 
@@ -243,25 +253,30 @@ class Fit:
 
 def load(run: str | pathlib.Path, weights: str = WEIGHTS):
     """(manifest, network in evaluation mode) of a run folder; `weights` may be folds/<k>.safetensors."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     from train.models import build
+    from train.models.resized import resize
     about = manifest.load(run)
     rr = sum(i.shape[0] for i in about.inputs if i.name == "rr")
     net = build(about.arch, about.preset, about.task, len(about.waveform.leads), len(about.classes), rr)
     path = pathlib.Path(run) / weights
     try:
-        net.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            kept = json.loads((file.metadata() or {}).get(HEADS, "{}"))
+        resize(net, tensors, kept, len(about.waveform.leads)).load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the weights of {about.arch} {about.preset}: {error}",
                         "a file written by train/fit.py", "train again into another --run") from None
     return about, net.eval()
 
 
-def _pack(weights: dict) -> bytes:
+def packed(weights: dict, heads: dict[str, int] | None = None) -> bytes:
+    """Tensors as the bytes of a safetensors file, with the numbers of heads where they are not the preset's."""
     from safetensors.torch import save
-    return save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    return save(tensors, metadata=heads and {HEADS: json.dumps(heads)})
 
 
 def _remove_checkpoint(folder: pathlib.Path) -> None:
@@ -280,8 +295,8 @@ def parser() -> say.Parser:
     p.add_argument("--task", default=Job.task, help="see train/tasks.py")
     p.add_argument("--data", help="folder with the data set (the synthetic task needs none)")
     p.add_argument("--leads", help="for example I,II or ch1=I,ch2=-II (default: the task's)")
-    p.add_argument("--epochs", type=_positive(int), help="passes over the training records (default: the recipe's)")
-    p.add_argument("--minutes", type=_positive(float), help="time budget; the schedule ends with it")
+    p.add_argument("--epochs", type=positive(int), help="passes over the training records (default: the recipe's)")
+    p.add_argument("--minutes", type=positive(float), help="time budget; the schedule ends with it")
     p.add_argument("--seed", type=int, default=Job.seed, help="equal seeds give equal weights")
     p.add_argument("--fold", type=int, default=Job.fold, help="fold kept for the test, never seen here")
     p.add_argument("--folds", type=int, help=f"inner folds to train as well (default: {INNER_FOLDS} for beats)")
@@ -290,13 +305,22 @@ def parser() -> say.Parser:
     return p
 
 
-def _positive(kind):
+def positive(kind):
+    """The type of an option that must be above 0."""
     def parse(text: str):
         value = kind(text)
         if value <= 0:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value
     return parse
+
+
+def share(text: str) -> float:
+    """The type of an option above 0 and up to 1."""
+    value = positive(float)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
+    return value
 
 
 def main(args) -> dict:

@@ -75,8 +75,8 @@ class Relay(nn.Module):
         self.whole = p.gate and stage == STAGES - 1         # hands on the tokens too
         self.cls_only = p.cls_only and not self.whole
         place = sinusoid(width, 1 + tokens)
-        self.register_buffer("first", place[..., :1].clone(), persistent=False)
-        self.register_buffer("place", place[..., 1:].clone(), persistent=False)
+        self.register_buffer("first", place[..., :1].clone())
+        self.register_buffer("place", place[..., 1:].clone())
         self.q1, self.q2, self.k1, self.k2 = (conv(width, width // 2, 1) for _ in range(4))
         self.v, self.out = conv(width, width, 1), conv(width, width, 1)
         self.lam = nn.Parameter(torch.tensor(first_lambda(stage)))
