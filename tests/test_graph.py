@@ -19,7 +19,7 @@ from tests import graphs as make
 from train import runs
 from train.say import GraphError
 
-BUILDERS = [make.every_kind, make.streaming, make.learned]
+BUILDERS = [make.every_kind, make.streaming, make.gated, make.learned]
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,39 @@ def test_multiply_accumulates_are_counted_by_hand():
     x = b.conv(x, 4, 3, groups=4)                                       # 4 x 10 outputs of 3
     x = b.attention(x, x, x, 2, "band", 1)                              # 2 x 4 channels x 10 queries x 3 keys
     x = b.attention(x, x, x, 2, "global")                               # 2 x 4 x 10 x 10
-    graph = b.graph(b.dense(b.reshape(x, "vector"), 3))                 # 3 x 40
-    assert graphs.macs(graph) == 200 + 120 + 240 + 800 + 120
+    wide = b.conv(x, 6)                                                 # 6 x 10 outputs of 4
+    x = b.attention(x, x, wide, 2, "block", 4)                          # (4 + 6) x 10 queries x 4 keys
+    x = b.attention(x, x, x, 2, "neighbourhood", 5, pair=(x, x))        # 2 x (6 + 6) x 10 x 5
+    graph = b.graph(b.dense(b.reshape(x, "vector"), 3))                 # 3 x 60
+    assert graphs.macs(graph) == 200 + 120 + 240 + 800 + 240 + 400 + 1200 + 180
+
+
+def attention_graph(shapes=None, params=None, inputs="qkv", **attrs) -> Graph:
+    """(8, 1, 20) queries in two heads see themselves, with one thing changed."""
+    tensors = {name: Tensor((shapes or {}).get(name, (8, 1, 20)), 0.1) for name in "qkvQKy"}
+    pair = {"score_mul2": 1, "score_shift2": 0, "out_mul2": 1} if len(inputs) == 5 else {}
+    attrs = {"heads": 2, "window": "neighbourhood", "size": 5, "score_mul": 1, "score_shift": 0, "out_mul": 1,
+             "export_scales": {}} | pair | attrs
+    node = Node("layer", "attention", list(inputs), "y", attrs, {"table": reference_attention.exp_table()}
+                | (params or {}))
+    return Graph([name for name in "qkvQK" if name in inputs], "y", tensors, [node])
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"window": "dilated"}, "dilated.*neighbourhood"), ({"size": 21}, "neighbourhood of 21 in 20"),
+    ({"size": 0}, "neighbourhood of 0"), ({"window": "band", "size": -1}, "band of -1"),
+    ({"inputs": "qkvQ"}, "4 inputs"), ({"shapes": {"q": (8, 1, 10)}}, "equal length"),
+    ({"shapes": {"k": (4, 1, 20)}}, "equal leads"), ({"shapes": {"v": (9, 1, 20)}}, "2 heads"),
+    ({"inputs": "qkvQK", "shapes": {"Q": (4, 1, 20)}}, "q2 and k2 like q and k"), ({"out_mul2": 1}, "q2 and k2 only"),
+    ({"params": {"bias": np.zeros((2, 9))}}, "float64"),
+    ({"params": {"bias": np.zeros((2, 10), np.int32)}}, r"bias \(2, 10\)"),
+    ({"params": {"bias": np.zeros((2, 9), np.int32)}, "window": "band"}, "band attention"),
+    ({"params": {"bias": np.zeros((2, 9), np.int32)}, "inputs": "qkvQK"}, "without a pair")])
+def test_attention_whose_parts_do_not_belong_together_is_refused_by_its_name(changes, words):
+    graphs.check(attention_graph(params={"bias": np.zeros((2, 9), np.int32)}))
+    graphs.check(attention_graph(inputs="qkvQK"))
+    with pytest.raises(GraphError, match=f"(?s)layer.*{words}"):
+        graphs.check(attention_graph(**changes))
 
 
 def test_local_nodes_end_before_the_boundary_and_need_one():

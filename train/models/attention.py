@@ -90,7 +90,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, window: Window = GLOBAL,
 
     bias: (heads, 2 * size - 1), a neighbourhood's relative positions. pair: (q2, k2, lam), shaped like q and k, and a
     scalar. scale: d ** -0.5 when None. `weigh` turns scores (..., key) into weights that sum to 1; hidden keys come as
-    -inf or the least finite number.
+    the least finite number.
     """
     fits(q, k, v, heads, window, bias, pair)
     batch, channels, leads, time = q.shape
@@ -136,7 +136,7 @@ def joined(q: Tensor, k: Tensor, v: Tensor, scale: float, window: Window, weigh=
         return joined(q, k, v, scale, window, weigh) - lam * joined(q2, k2, v, scale, window, weigh)
     q = q * scale
     # a square this small costs no more than blocks and halos
-    if window.kind == "global" or q.shape[-1] <= 2 * window.blocks()[0]:
+    if window.kind == "global" or q.shape[-1] <= 2 * sum(window.blocks()):
         return _square(q, k, v, window, weigh, bias)
     return _blocks(q, k, v, window, weigh, bias)
 
@@ -145,9 +145,7 @@ def _square(q: Tensor, k: Tensor, v: Tensor, window: Window, weigh, bias: Tensor
     score = q.transpose(-1, -2) @ k             # (batch, head, query, key)
     if window.kind != "global":
         t = torch.arange(q.shape[-1], device=q.device)
-        if bias is not None:
-            score = score + _spread(bias, t[:, None], t, window)
-        score = score.masked_fill(~window.seen(t[:, None], t, len(t)), float("-inf"))
+        score = _hidden(score, ~window.seen(t[:, None], t, len(t)), _spread(bias, t[:, None], t, window))
     return v @ weigh(score).transpose(-1, -2)
 
 
@@ -162,18 +160,27 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, window: Window, weigh, bias: Tensor
     score = q @ k.permute(0, 1, 3, 2, 4)        # (batch, head, block, query, key)
     query = torch.arange(block, device=q.device)[:, None]
     key = torch.arange(-left, block + right, device=q.device)
-    if bias is not None:
-        score = score + _spread(bias, query, key, window)[:, None]
     place = block * torch.arange(count, device=q.device)[:, None, None]
-    # Queries of the padding may see no key at all: a finite floor keeps their rows, cut off below, free of NaN.
-    score = score.masked_fill(~window.seen(query + place, key + place, time), torch.finfo(score.dtype).min)
+    score = _hidden(score, ~window.seen(query + place, key + place, time), _spread(bias, query, key, window))
     out = weigh(score) @ v.permute(0, 1, 3, 4, 2)
     return out.permute(0, 1, 4, 2, 3).reshape(batch, heads, -1, count * block)[..., :time]
 
 
-def _spread(bias: Tensor, query: Tensor, key: Tensor, window: Window) -> Tensor:
+def _spread(bias: Tensor | None, query: Tensor, key: Tensor, window: Window) -> Tensor | None:
     """The bias of every query and key, (heads, query, key); hidden keys get any."""
-    return bias[:, (key - query + window.size - 1).clamp(0, bias.shape[1] - 1)]
+    return None if bias is None else bias[:, (key - query + window.size - 1).clamp(0, bias.shape[1] - 1)]
+
+
+def _hidden(score: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    """Scores (batch, head, ..., query, key) plus bias (head, query, key), very low at the keys that are hidden.
+
+    A query of a block's padding may see no key at all: a finite floor keeps its row, cut off later, free of NaN.
+    """
+    floor = torch.finfo(score.dtype).min
+    if bias is None:
+        return score.masked_fill(hidden, floor)
+    bias = bias if score.dim() == 4 else bias[:, None]
+    return score + bias.masked_fill(hidden, floor)      # one pass over the scores instead of two
 
 
 class PerLead(nn.Module):
