@@ -70,7 +70,8 @@ def test_three_resolutions_attend_each_with_a_bias_of_its_own(preset):
 
 def test_a_beat_is_shorter_than_a_neighbourhood_and_takes_the_same_weights():
     beat, rhythm = build("nat", "tiny", "mitbih", 1, 3, 12), build("nat", "tiny", "cinc2017", 1, 4)
-    shapes = [{name: p.shape for name, p in m.named_parameters() if not name.startswith("head")} for m in (beat, rhythm)]
+    shapes = [{name: p.shape for name, p in m.named_parameters() if not name.startswith("head")}
+              for m in (beat, rhythm)]
     assert shapes[0] == shapes[1]
     assert beat.geometry.window // 64 < 13
     assert beat(torch.randn(2, 1, 1, beat.geometry.window), torch.zeros(2, 12)).shape == (2, 3)

@@ -47,6 +47,9 @@ class Job:
     folds: int | None = None
     device: str = "auto"
     resume: bool = False
+    init: str | None = None         # a run of pretrain.py to start from
+    labels: float | None = None     # share of the labels to train with, see labels.subset
+    supcon: float | None = None     # first weight of the contrastive term, see contrast.py
 
 
 def recipe(task):
@@ -100,14 +103,25 @@ class Fit:
         self.parts = dataset.split(self.shards, job.fold)
         default = INNER_FOLDS if self.task.trigger == "r-peak" else 0
         self.folds = default if job.folds is None else job.folds
+        self.learners = self._learners()
         self.recipe = replace(recipe(self.task), **net.RECIPE)
+        self.pretrained: list[str] = []             # tensors that came from --init
+        self.started: dict | None = None            # what is known of their training
         self.prepared: dict[str, dict] = {}         # figures of what was trained before the labels, by training
         if job.epochs is not None:
             self.recipe = replace(self.recipe, epochs=job.epochs)
 
     def network(self):
         """The network to train, with its first weights."""
-        return self.build()
+        net = self.build()
+        if self.job.init:
+            from train import pretrain
+            self.pretrained, self.started = pretrain.start(net, self.job.init, self.job.arch, self.job.preset,
+                                                           self.job.fold)
+            if self.crew.first:
+                say.info(f"{len(self.pretrained)} tensors of {len(net.state_dict())} start from {self.job.init}"
+                         + f", {self.started['left']} of another shape are left out" * (self.started["left"] > 0))
+        return net
 
     def prepare(self, net, train: list[int]) -> dict:
         """What the network trains before the labels; its figures."""
@@ -115,7 +129,10 @@ class Fit:
 
     def objective(self):
         """What to minimise instead of the labels' loss, see loop.LabelLoss; None: the labels' loss."""
-        return None
+        if self.job.supcon is None or self.task.multi_label:
+            return None
+        from train import contrast
+        return contrast.objective(self.build(), self.job.supcon, self.steps)
 
     def _shards(self):
         """Prepared records; under torchrun the first process prepares, the others wait for it."""
@@ -133,9 +150,7 @@ class Fit:
         if self.job.resume and (self.run / "model.json").is_file():
             say.info(f"{self.run} is trained already")
             return self._result(json.loads((self.run / RECORD).read_text()))
-        train, validation = self.parts["train"], self.parts["validation"]
-        if self.folds:      # every training record trains; out-of-fold scores take validation's place
-            train, validation = sorted(train + validation), []
+        train, validation = self.learners
         self._say_hello(train, validation)
         weights, state = self._train("training", self.run, train, validation)
         record = {"recipe": asdict(self.recipe), "log": state.log, "epochs": state.epoch,
@@ -149,19 +164,31 @@ class Fit:
             self._report(weights, validation)
         return self._result(record)
 
+    def _learners(self) -> tuple[list[int], list[int]]:
+        """(records to train on, records to stop by)."""
+        train, validation = self.parts["train"], self.parts["validation"]
+        if self.job.labels is not None:
+            from train import labels
+            kept = labels.subset(self.source, train + validation, self.job.labels, self.job.seed)
+            return labels.repeated(kept, self.job.labels), []
+        # with inner folds every training record trains; out-of-fold scores take validation's place
+        return (sorted(train + validation), []) if self.folds else (train, validation)
+
     def _train(self, label: str, folder: pathlib.Path, train: list[int], validation: list[int]):
         """(weights to keep, final state) of one network trained on `train`."""
         import torch
 
         from train.loop import Training
         torch.manual_seed(self.job.seed)
-        about = {key: getattr(self.job, key) for key in ("arch", "preset", "task", "seed", "fold")}
+        about = {key: getattr(self.job, key) for key in ("arch", "preset", "task", "seed", "fold", "init", "labels",
+                                                          "supcon")}
         about |= {"leads": list(self.shards.leads), "label": label, "records": len(train)}
         minutes = None if self.job.minutes is None else self.job.minutes / (1 + self.folds)
         net = self.network()
+        self.steps = self.recipe.epochs * max(1, self.source.batches(train, self.recipe.batch) // self.crew.world)
         self.prepared[label] = self.prepare(net, train)
         training = Training(net, self.source, train, validation, self.recipe, folder, self.job.seed, about,
-                            self.crew, minutes, self.objective())
+                            self.crew, minutes, self.objective(), self.pretrained)
         if self.job.resume and training.load():
             say.info(f"{label}: goes on behind epoch {training.state.epoch}")
         return training.fit(label), training.state
@@ -207,24 +234,36 @@ class Fit:
         trigger = manifest.Trigger("hop", hop=g.hop) if g.trigger == "hop" else manifest.Trigger(
             "r-peak", offset=g.offset, beats_after=1)
         provenance = {"data": self.task.source, "split": self.task.rule, "fold": self.job.fold, "seed": self.job.seed,
-                      "training_records": len(self.parts["train"]) + len(self.parts["validation"]),
+                      "training_records": len({*self.learners[0], *self.learners[1]}),
                       "epochs": record["epochs"], "left_out": len(self.shards.skipped), "machine": say.machine()}
+        provenance |= self._ways()
         return manifest.Manifest(
             self.run.resolve().name, self.job.arch, self.job.preset, self.task.name, tuple(self.task.classes),
             self.task.multi_label, self.shards.fs, g.window, tuple(inputs), trigger, g.streaming, self.shards.frontend,
             provenance=provenance)
+
+    def _ways(self) -> dict:
+        """What the manifest says of the start, the labels and the objective where they are not the usual ones."""
+        ways = {key: getattr(self.job, key) for key in ("labels", "supcon") if getattr(self.job, key) is not None}
+        if self.started:
+            ways["pretrained"] = {key: self.started[key] for key in ("epochs", "seed", "sha256")} | {
+                "tensors": len(self.pretrained), "data": [part["source"] for part in self.started["data_sets"]]}
+        return ways
 
     def _say_hello(self, train: list[int], validation: list[int]) -> None:
         if not self.crew.first:
             return
         net = self.build()
         size = sum(p.numel() for p in net.parameters())
+        own = sorted(set(train))        # with --labels, an epoch shows each several times
         counts = ", ".join(f"{label.name} {n}" for label, n in
-                           zip(self.task.classes, self.source.counts(train), strict=True))
+                           zip(self.task.classes, self.source.counts(own), strict=True))
         say.info(f"{self.job.arch} {self.job.preset}: {size:,} parameters, window {self.geometry.window} samples at "
                  f"{self.shards.fs} Hz; {self.task.name}, leads {' '.join(self.shards.leads)}")
-        say.info(f"{len(train)} records to train on ({counts}), {len(validation)} to stop by, on {self.crew.device}"
+        say.info(f"{len(own)} records to train on ({counts}), {len(validation)} to stop by, on {self.crew.device}"
                  + (f", {self.crew.world} processes" if self.crew.world > 1 else ""))
+        if self.job.supcon and self.task.multi_label:
+            say.info(f"{self.task.name} may give a record several labels: the contrastive term is left out")
 
     def _report(self, weights: dict, validation: list[int]) -> None:
         """The validation table of the kept weights, and what to type next."""
@@ -302,6 +341,9 @@ def parser() -> say.Parser:
     p.add_argument("--folds", type=int, help=f"inner folds to train as well (default: {INNER_FOLDS} for beats)")
     p.add_argument("--device", default=Job.device, help="auto, cpu or cuda")
     p.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    p.add_argument("--init", help="run of train/pretrain.py to start from")
+    p.add_argument("--labels", type=share, help="train with this share of the labels, without validation: 0.01")
+    p.add_argument("--supcon", type=share, help="first weight of a contrastive term beside the labels' loss: 0.5")
     return p
 
 
