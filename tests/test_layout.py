@@ -16,8 +16,8 @@ SCRIPTS = [p for p in FILES if '__name__ == "__main__"' in p.read_text()]
 HEAVY = ["torch", "torchao", "scipy", "wfdb", "pandas", "onnx", "onnxruntime", "rich", "h5py", "safetensors",
          "sklearn"]
 NO_TORCH = ["train.say", "train.manifest", "train.runs", "train.frontend", "train.resample", "train.rpeak",
-            "train.template", "train.synth", "train.score", "train.metrics", "train.challenge", "compress.graph",
-            "compress.reference"]
+            "train.template", "train.pwave", "train.rhythm", "train.sides", "train.synth", "train.score",
+            "train.metrics", "train.challenge", "compress.graph", "compress.reference"]
 NO_TORCH += [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
              if p.parts[len(ROOT.parts)] in ("targets", "firmware_bridge") and p.name != "__init__.py"]
 
