@@ -23,6 +23,7 @@ from train.say import fail
 UV_PER_LSB = 16         # +-2 mV in int8: an R wave of a wearable fits, a P wave of 50 uV still is 3 steps
 VALIDATION_PERCENT = 12
 BEAT_KINDS = Augment(gain=(0.5, 2.0), polarity=0.0)     # beats are told apart by shape, and their lead by name
+DIAGNOSIS_KINDS = Augment(gain=(0.8, 1.25), polarity=0.0)   # voltages and Q waves are criteria
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def inner_folds(shards, indices: Sequence[int], count: int) -> list[list[int]]:
 
 def source(shards, task, geometry: Geometry, names: Sequence[str] = (), kinds: Augment | None = None,
            uv_per_lsb: int = UV_PER_LSB):
-    """The batches of a task: beats for the trigger r-peak, else records. Default `kinds`: BEAT_KINDS or Augment().
+    """The batches of a task: beats for the trigger r-peak, else records. Default `kinds`: what the task allows.
 
     `names` are the side inputs that the network takes.
     """
@@ -89,7 +90,7 @@ def source(shards, task, geometry: Geometry, names: Sequence[str] = (), kinds: A
         fail(f"shards at {shards.fs} Hz, a network for {geometry.fs} Hz", "the same rate",
              "python train/prepare.py with the network's rate")
     cls = Beats if geometry.trigger == "r-peak" else Records
-    usual = BEAT_KINDS if geometry.trigger == "r-peak" else Augment()
+    usual = BEAT_KINDS if cls is Beats else DIAGNOSIS_KINDS if task.multi_label else Augment()
     return cls(shards, task, geometry, names, usual if kinds is None else kinds, uv_per_lsb)
 
 
@@ -134,7 +135,7 @@ def share(items: list, rank: int, world: int) -> list:
 class Records(_Source):
     """Tasks that label whole records: a batch is crops of up to `windows` hops, all windows of which vote."""
 
-    def __init__(self, shards, task, geometry, names, kinds, uv_per_lsb, windows: int = 9):
+    def __init__(self, shards, task, geometry, names, kinds, uv_per_lsb, windows: int = 5):
         super().__init__(shards, task, geometry, names, kinds, uv_per_lsb)
         self.windows = windows
         self.settle = frontend.SETTLE_S * shards.fs

@@ -40,7 +40,7 @@ class Recipe:
     warmup: int = 150               # steps, at most a tenth of all
     smoothing: float = 0.05         # of the labels, single-label tasks
     balance: float = 0.5            # class weight = (mean count / count) ** balance
-    mean: float = 0.998             # decay of the averaged weights
+    mean: float = 0.998             # decay of the averaged weights; they span a tenth of all steps at most
     clip: float = 1.0               # gradient norm
     slow: float = 0.3               # of the learning rate, for weights that start from pre-trained values
     patience: int = 8               # epochs without a better validation score before stopping; 0: never
@@ -266,14 +266,14 @@ class Training:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
             self.adam.step()
             self.state.step += 1
-            self._average()
+            self._average(planned * per_epoch)
             losses.append(loss.detach())
             advance(1)
         return float(torch.stack(losses).mean())
 
     @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.recipe.mean, (1 + self.state.step) / (10 + self.state.step))
+    def _average(self, steps: int) -> None:
+        decay = min(self.recipe.mean, 1 - min(1.0, 10 / steps), (1 + self.state.step) / (10 + self.state.step))
         for kept, now in zip(self.mean.state_dict().values(), self.net.state_dict().values(), strict=True):
             if kept.dtype.is_floating_point:
                 kept.lerp_(now, 1 - decay)
