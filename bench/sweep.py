@@ -5,9 +5,9 @@
     python bench/sweep.py --data DIR --cells tiny-cinc2017  the cells whose name holds that word
     python bench/sweep.py --data DIR --cells lga-tiny-cinc2017 --folds 5
 
-DIR holds one folder a data set: cinc2017, mitdb, ptbxl. A cell is skipped when its JSON is there and was made by the same
-recipe; a training that was interrupted goes on. One cell that fails does not stop the others. Development runs on fold
-0; --folds 5 is for the recipe that was chosen, once.
+DIR holds one folder a data set: cinc2017, mitdb, ptbxl. A cell is skipped when its JSON is there and was made by the
+same recipe; a training that was interrupted goes on. One cell that fails does not stop the others. Development runs on
+fold 0; --folds 5 is for the recipe that was chosen, once.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def figures(run: pathlib.Path) -> dict:
 
 
 def _script(name: str, run: pathlib.Path, log: str, *words: str) -> None:
-    """One of our scripts on one core, its words in a log beside the run; UserError with its last lines when it fails."""
+    """One of our scripts on one core, its words in a log beside the run; UserError with the last lines on failure."""
     run.parent.mkdir(parents=True, exist_ok=True)
     path = run.parent / f"{run.name}.{log}"
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
