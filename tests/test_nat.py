@@ -115,3 +115,26 @@ def test_the_paper_size_has_four_resolutions():
 def test_the_paper_size_refuses_beats():
     with pytest.raises(UserError, match="not beats"):
         PaperNat("paper", Beat(100, 100), 1, 3, 4)
+
+
+@pytest.mark.parametrize("preset,task,classes,rr,sizes", [("tiny", "cinc2017", 4, 0, [9, 13, 13]),
+                                                          ("tiny", "mitbih", 3, 12, [9, 9, 5])])
+def test_the_integer_graph_keeps_neighbourhoods_and_bias_and_equals_the_program(preset, task, classes, rr, sizes):
+    pytest.importorskip("torchao")
+    from test_compress import codes
+
+    from compress import agree
+    from compress.program import Program, tensors
+    net = build("nat", preset, task, 1, classes, rr).eval()
+    for part in net.modules():
+        if isinstance(part, NeighbourhoodAttention):
+            lively(part)
+    inputs = codes(net, 1, rr, 4)
+    scales = {"ecg": 0.016, "rr": 1 / 32} if rr else {"ecg": 0.016}
+    program = Program(net, {k: v.shape[1:] for k, v in inputs.items()}, scales, net.geometry.streaming)
+    program.calibrate([tensors(inputs, scales)])
+    converted, graph = program.convert()
+    nodes = [node for node in graph.nodes if node.kind == "attention"]
+    assert [(n.attrs["window"], n.attrs["size"]) for n in nodes] == [("neighbourhood", size) for size in sizes]
+    assert all(n.params["bias"].shape == (2, 2 * size - 1) for n, size in zip(nodes, sizes, strict=True))
+    assert agree.summary(agree.compare(converted, graph, inputs))["worst"] <= 1

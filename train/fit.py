@@ -283,7 +283,10 @@ class Fit:
                                        len(names))
                 say.info("validation, float, argmax without offsets:")
                 say.table(score.rows(tables, names), score.HEADER)
-        say.info(f"{self.run} is trained. Next: python compress/qat.py --run {self.run}")
+        then = f"{self.run} is trained. Next: python compress/qat.py --run {self.run}"
+        if self.job.labels is not None:
+            then = f"{self.run} is trained on {self.job.labels:g} of the labels; compress/qat.py would use all of them"
+        say.info(then)
 
     def _result(self, record: dict) -> dict:
         return {"run": str(self.run), "epochs": record["epochs"], "seconds": record["seconds"],
