@@ -2,7 +2,7 @@
 """What an exported program (eval mode) computes from parameters alone, computed once.
 
 Operations that see nothing but parameters become one parameter. BatchNorm becomes part of the convolution or dense
-layer in front of it:
+layer in front of it, else of the pointwise layers behind it:
 w' = w * g / sqrt(var + eps), b' = (b - mean) * g / sqrt(var + eps) + beta. Folding before quantization-aware training
 makes its steps cheaper and lets Linear + BatchNorm fold too.
 """
@@ -59,11 +59,14 @@ def fold(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
         if node.op != "call_function" or node.target not in _NORMS:
             continue
         source = node.args[0]
-        if source.target not in _LAYERS or len(source.users) != 1:
+        if source.target in _LAYERS and len(source.users) == 1:
+            _fold_in_front(program, source, node)
+        elif node.users and all(_pointwise(user, node) for user in node.users):
+            _fold_behind(program, node)
+        else:
             raise GraphError(f"{layer(node)}: this BatchNorm follows no convolution or dense layer",
                              "conv -> BatchNorm or linear -> BatchNorm, nothing in between",
                              "move the BatchNorm behind the next convolution")
-        _fold_one(program, source, node)
     program.graph.eliminate_dead_code()
     program.recompile()
     return program
@@ -82,7 +85,8 @@ def _fold_parameters(program: torch.fx.GraphModule) -> None:
                 values[node] = node.target(*map_arg(node.args, values.get), **map_arg(node.kwargs, values.get))
             trains[node] = any(trains[a] for a in sources)
     for node, value in values.items():
-        if node.op == "call_function" and any(user not in values for user in node.users):
+        found = node.op == "call_function" and isinstance(value, torch.Tensor)
+        if found and any(user not in values for user in node.users):
             node.replace_all_uses_with(attribute(program, node, value, trains[node] and value.is_floating_point()),
                                        delete_user_cb=lambda user: user not in values)
     program.graph.eliminate_dead_code()
@@ -92,23 +96,64 @@ def _random(node: torch.fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _fold_one(program: torch.fx.GraphModule, source: torch.fx.Node, norm: torch.fx.Node) -> None:
-    weight, bias = source.args[1], source.args[2] if len(source.args) > 2 else None
+def _affine(program: torch.fx.GraphModule, norm: torch.fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gain, offset) of each channel."""
     gamma, beta, mean, var = (parameter(program, n) for n in norm.args[1:5])
     eps = next(a for a in norm.args[5:] if isinstance(a, float) and a < 0.01)
-    w = parameter(program, weight)
     with torch.no_grad():
         gain = torch.rsqrt(var + eps) * (1 if gamma is None else gamma)
-        b = parameter(program, bias)
-        b = (-mean if b is None else b - mean) * gain + (0 if beta is None else beta)
-        folded = w * gain.reshape(-1, *[1] * (w.dim() - 1))
-    name = weight.target.replace(".", "_")
-    program.register_parameter(f"{name}_folded", torch.nn.Parameter(folded.clone()))
-    program.register_parameter(f"{name}_bias", torch.nn.Parameter(b.clone()))
+        return gain, (0 if beta is None else beta) - mean * gain
+
+
+def _fold_in_front(program: torch.fx.GraphModule, source: torch.fx.Node, norm: torch.fx.Node) -> None:
+    """Into the layer whose output is normalized."""
+    weight, bias = source.args[1], source.args[2] if len(source.args) > 2 else None
+    w, b = parameter(program, weight), parameter(program, bias)
+    gain, offset = _affine(program, norm)
+    with torch.no_grad():
+        bias = offset if b is None else b * gain + offset
+        _replace(program, source, w * gain.reshape(-1, *[1] * (w.dim() - 1)), bias)
+    norm.replace_all_uses_with(source)
+    program.graph.erase_node(norm)
+
+
+def _fold_behind(program: torch.fx.GraphModule, norm: torch.fx.Node) -> None:
+    """Into the pointwise layers that read the normalized tensor: W (g x + o) + b = (W g) x + (W o + b)."""
+    gain, offset = _affine(program, norm)
+    for user in list(norm.users):
+        w, b = (parameter(program, n) for n in (*user.args[1:3], None)[:2])
+        depth = w.shape[1]
+        rows = w.reshape(len(gain) // depth, -1, depth)         # (group, out / groups, in / groups)
+        with torch.no_grad():
+            bias = (rows @ offset.reshape(-1, depth, 1)).flatten() + (0 if b is None else b)
+            _replace(program, user, (rows * gain.reshape(-1, 1, depth)).reshape(w.shape), bias)
+    norm.replace_all_uses_with(norm.args[0])
+    program.graph.erase_node(norm)
+
+
+def _pointwise(user: torch.fx.Node, norm: torch.fx.Node) -> bool:
+    """A layer that reads one column of the normalized tensor at a time, without padding."""
+    if user.target not in _LAYERS or user.args[0] is not norm:
+        return False
+    if user.target is torch.ops.aten.linear.default:
+        return norm.meta["val"].dim() == 2
+    pads = user.args[4] if len(user.args) > 4 else [0]
+    return all(k == 1 for k in user.args[1].meta["val"].shape[2:]) and not any(pads)
+
+
+def _replace(program: torch.fx.GraphModule, source: torch.fx.Node, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Give a layer another weight and bias; a layer that works twice keeps sharing them when both fold alike."""
+    old, base = source.args[1], source.args[1].target.replace(".", "_")
+    for name in itertools.chain((base,), (f"{base}_{i}" for i in itertools.count(2))):
+        held = [getattr(program, f"{name}_{part}", None) for part in ("folded", "bias")]
+        if held[0] is None:
+            program.register_parameter(f"{name}_folded", torch.nn.Parameter(weight.clone()))
+            program.register_parameter(f"{name}_bias", torch.nn.Parameter(bias.clone()))
+            break
+        if torch.equal(held[0], weight) and torch.equal(held[1], bias):
+            break
     with program.graph.inserting_before(source):
         new_weight = program.graph.get_attr(f"{name}_folded")
         new_bias = program.graph.get_attr(f"{name}_bias")
-    new_weight.meta, new_bias.meta = dict(weight.meta), dict(weight.meta)
+    new_weight.meta, new_bias.meta = dict(old.meta), dict(old.meta)
     source.args = (source.args[0], new_weight, new_bias, *source.args[3:])
-    norm.replace_all_uses_with(source)
-    program.graph.erase_node(norm)

@@ -324,3 +324,64 @@ def test_parameters_and_side_inputs_stand_behind_the_boundary():
     *_, graph, _ = frozen(lambda n, x: pooled(x[..., 2:-2] + n.position[..., :TIME - 4]), streaming=True)
     local, rest = graph.local_nodes()
     assert not any(n.kind == "constant" for n in local) and any(n.kind == "constant" for n in rest)
+
+
+class Normed(nn.Module):
+    """A BatchNorm that both a residual and pointwise layers surround."""
+
+    def __init__(self, kernel: int, around: bool):
+        super().__init__()
+        self.around = around
+        self.first, self.norm = nn.Conv2d(1, WIDTH, (1, 3), padding=(0, 1)), nn.BatchNorm2d(WIDTH)
+        self.a = nn.Conv2d(WIDTH, 6, (1, kernel), padding=(0, kernel // 2), bias=False)
+        self.b = nn.Conv2d(WIDTH, 6, 1, groups=2)
+        self.flat, self.last = nn.BatchNorm1d(6), nn.Linear(6, 3)
+        for norm in (self.norm, self.flat):
+            for tensor in (norm.running_mean, norm.weight, norm.bias):
+                nn.init.normal_(tensor)
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, ecg):
+        x = self.first(ecg)
+        y = self.norm(x)
+        out = self.last(self.flat((self.a(y) * self.b(y)).mean((2, 3))))
+        return out + (x + y if self.around else x).mean((2, 3))[:, :3]
+
+
+def test_a_batchnorm_folds_into_the_pointwise_layers_behind_it():
+    torch.manual_seed(0)
+    net = Normed(1, around=False).eval()
+    program = Program(net, {"ecg": (LEADS, TIME)}, SCALES, False)
+    ecg = torch.randn(3, LEADS, TIME)
+    torch.testing.assert_close(program(ecg), net(ecg[:, None]), atol=1e-5, rtol=1e-5)
+    assert len(program.parameters()) == 8
+
+
+class Twice(nn.Module):
+    """One convolution, normalized in two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.last = nn.Conv2d(1, WIDTH, (1, 3)), nn.Linear(WIDTH, 3)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(WIDTH) for _ in range(3))
+        for i, norm in enumerate(self.norms):
+            nn.init.constant_(norm.weight, 2.0 if i else 0.5)
+
+    def forward(self, ecg):
+        a, b, c = (norm(self.shared(ecg * gain)) for norm, gain in zip(self.norms, (1, 2, 3), strict=True))
+        return self.last((a + b * c).mean((2, 3)))
+
+
+def test_a_layer_that_works_twice_folds_the_batchnorm_of_each_place():
+    torch.manual_seed(0)
+    net = Twice().eval()
+    program = Program(net, {"ecg": (LEADS, TIME)}, SCALES, False)
+    ecg = torch.randn(3, LEADS, TIME)
+    torch.testing.assert_close(program(ecg), net(ecg[:, None]), atol=1e-5, rtol=1e-5)
+    assert len(program.parameters()) == 6       # the second and third place share
+
+
+@pytest.mark.parametrize("kernel, around", [(3, False), (1, True)], ids=["wider kernel", "also read elsewhere"])
+def test_a_batchnorm_that_other_layers_read_as_well_is_refused_by_name(kernel, around):
+    with pytest.raises(GraphError, match=r"net\.norm"):
+        Program(Normed(kernel, around).eval(), {"ecg": (LEADS, TIME)}, SCALES, False)
