@@ -106,7 +106,7 @@ class _Probe:
         self.source: tuple[Side, range] | None = None       # what is NaN now, a channel each row of the batch
         for name, module in self.net.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, Norm, Lstm)):
-                module.register_forward_hook(self._layer(name))
+                module.forward = self._layer(name, module, module.forward)
             elif _unknown(module):
                 module.register_forward_hook(self._unknown(name))
         with attending(self.net, self._attention), torch.no_grad():
@@ -164,6 +164,8 @@ class _Probe:
 
     def _see(self, x: Tensor, slot, axis: int = 1) -> None:
         """Join what is NaN now with slot(channel) of every channel of `x` where it arrives."""
+        if not x.sum().isnan():
+            return
         side, rows = self.source
         hit = x.isnan().movedim(axis, 1).flatten(2).any(2) if x.dim() > 2 else x.isnan()    # (rows * n, channel)
         hit = hit.reshape(len(rows), -1, hit.shape[1]).any(1)
@@ -171,8 +173,7 @@ class _Probe:
             self.joined.join(self._slot(side, rows[row]), slot(channel))
 
     def _mark(self, out: Tensor, name: str, axis: int = 1, each: int = 1, kind: str = "out") -> Tensor:
-        """Zeros, with NaN in the channels of the unit that is tried, when this is the layer that is tried."""
-        out = torch.zeros_like(out)
+        """`out`, with NaN in the channels of the unit that is tried, when this is the layer that is tried."""
         side, rows = self.source
         if side == Side(name, "fixed"):
             return out.fill_(torch.nan)
@@ -183,21 +184,26 @@ class _Probe:
             out = out.flatten(0, 1).movedim(1, axis)
         return out
 
-    def _layer(self, name: str):
-        def hook(module, args, out):
-            x = args[0]
+    def _layer(self, name: str, module: nn.Module, plain):
+        """What the layer does while it is watched: no arithmetic, only shapes and NaN."""
+        shapes: dict[torch.Size, torch.Size] = {}
+
+        def forward(x: Tensor) -> Tensor:
             axis = x.dim() - 1 if isinstance(module, (nn.Linear, Lstm)) else 1
+            if x.shape[1:] not in shapes:
+                shapes[x.shape[1:]] = plain(x[:1]).shape[1:]
+            shape = shapes[x.shape[1:]]
             if isinstance(module, (nn.BatchNorm2d, Norm)) or depthwise(module):
                 groups = module.groups if isinstance(module, Norm) else 1
                 self._join_groups(name, "through", x.shape[1], x.shape[1] // groups if groups > 1 else 1, across=False)
                 self._see(x, lambda channel: (name, "through", channel), axis)
-                return out if depthwise(module) else x      # a norm would spread the NaN over its group
+                return x.mean(3, keepdim=True).expand(len(x), *shape) if depthwise(module) else x
             if isinstance(module, nn.Conv2d) and module.groups > 1:     # every group loses the same of its channels
                 self._join_groups(name, "in", x.shape[1], x.shape[1] // module.groups, across=True)
-                self._join_groups(name, "out", out.shape[1], out.shape[1] // module.groups, across=True)
+                self._join_groups(name, "out", shape[0], shape[0] // module.groups, across=True)
             self._see(x, lambda channel: (name, "in", channel), axis)
-            return self._mark(out, name, axis)
-        return hook
+            return self._mark(x.new_zeros(len(x), *shape), name, axis)
+        return forward
 
     def _join_groups(self, name: str, kind: str, count: int, each: int, across: bool) -> None:
         """Join the channels of each group of `each`, or, `across`, the ones at the same place of every group."""
@@ -209,7 +215,7 @@ class _Probe:
         def hook(module, args, out):
             for x in args:
                 self._see(x, lambda channel: FIXED, min(1, x.dim() - 1))
-            return self._mark(out, name)
+            return self._mark(torch.zeros_like(out), name)
         return hook
 
     def _attention(self, name, module, old, q, k, v, heads, *rest, pair=None, **more):

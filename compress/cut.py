@@ -184,24 +184,26 @@ def _size(module: nn.Module, kind: str) -> int:
 def plan(families: Sequence[Family], worth: Sequence[Tensor], budget: Budget, keep: float, multiple: int) -> list[int]:
     """How many units each family loses until `keep` of the multiply-accumulates is left.
 
-    The cheapest step, in loss per multiply-accumulate, is taken again and again; a step leaves a width that is a
-    multiple of `multiple`, or takes one head.
+    The cheapest step, in loss per multiply-accumulate, is taken again and again, at last the one that costs least of
+    those that suffice. A step leaves a width that is a multiple of `multiple`, or takes one head.
     """
     gone = [0] * len(families)
     sums = [torch.cat([torch.zeros(1), w.sort().values.cumsum(0)]) for w in worth]
     while (now := budget.macs(gone)) > keep * budget.whole:
-        best = None
+        steps = []
         for n, family in enumerate(families):
             more = _step(family, gone[n], multiple)
             if more:
                 after = [*gone[:n], gone[n] + more, *gone[n + 1:]]
-                price = float(sums[n][after[n]] - sums[n][gone[n]]) / max(now - budget.macs(after), 1e-9)
-                best = min(best or (math.inf, after), (price, after))
-        if best is None:
+                left, price = budget.macs(after), float(sums[n][after[n]] - sums[n][gone[n]])
+                steps.append((price / max(now - left, 1e-9), price, left, after))
+        if not steps:
             raise UserError(f"--keep {keep:g} of the multiply-accumulates",
                             f"{now / budget.whole:.2f} or more at --round {multiple}",
                             "a smaller preset, or a smaller --round")
-        gone = best[1]
+        *_, left, gone = min(steps)
+        if left <= keep * budget.whole:
+            gone = min(step[1:] for step in steps if step[2] <= keep * budget.whole)[-1]
     return gone
 
 

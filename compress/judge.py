@@ -33,10 +33,10 @@ def compared(forms: Mapping[str, Sequence[Logits]], classes: Sequence[str], task
     pooled = {form: Logits.join(parts) for form, parts in forms.items()}
     called = {form: x.sums >= 0 if x.truth.ndim == 2 else x.sums.argmax(1) for form, x in pooled.items()}
     result = report.compare(called, pooled, list(classes), task)
-    result["auroc"] = {form: quality(x.mean, x.truth) for form, x in pooled.items()}
-    for form, value in result["auroc"].items():
+    areas = {form: quality(x.mean, x.truth) for form, x in pooled.items()}
+    for form, value in areas.items():
         say.info(f"{form:20s} mean AUROC {value:.4f}")
-    return result
+    return result | {"auroc": {form: None if np.isnan(value) else value for form, value in areas.items()}}
 
 
 def sizes(costs: Mapping[str, Cost]) -> dict:
