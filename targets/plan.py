@@ -190,9 +190,9 @@ def _reused(task: Task, roots, n: Node) -> list[str]:
         if t not in roots or n.output not in roots:
             continue
         root = roots[t][0]
-        others = [roots[o][0] for o in n.inputs if o in roots and o != t]
+        readings = sum(o in roots and roots[o][0] == root for o in n.inputs)
         if task.sizes[root] == task.sizes[n.output] and root not in task.kept and (
-                n.kind in ELEMENTWISE or root not in others):
+                n.kind in ELEMENTWISE or readings == 1):
             found.append(root)
     return found
 
