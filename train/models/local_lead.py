@@ -16,20 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.models.attention import LeadJointAttention
-from train.models.blocks import Head, Separable, Stem, conv_bn
+from train.models.blocks import Head, Separable, Stage, Stem, conv_bn
 from train.models.geometry import Beat, Hop, Span, geometry
 from train.models.local_lead_paper import PaperLocalLead
 from train.models.network import Network
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Separable convolutions: one to `channels` with `stride`, then `depth` residual ones."""
-
-    channels: int
-    kernel: int
-    stride: int
-    depth: int
 
 
 @dataclass(frozen=True)
