@@ -6,8 +6,9 @@ ONNX Runtime's x86 kernels are slow on int8 activations) and its real values (fl
 (1, channel, lead, time), vectors (1, feature); one window per evaluation. Inputs and output carry the graph's names.
 
 Forms: `mixed`, every layer in codes, attention weights in float; `int8`, attention weights in codes too; `float`, the
-same weights and no rounding of activations, float32 input and output. A `table` knows codes only and rounds its input
-in every form.
+same weights and no rounding of activations, float32 input and output. A `table` and a `lookup` know codes only and
+round their input in every form; a `norm` and an `lstm` are real inside in every form. The reference rounds the states of
+an LSTM in every step, the file does not: about one state in ten differs by one code.
 
 Another placement (TensorRT's: int8 with zero point 0, float bias, real values between the layers) is another subclass
 of `_Lowering`: a form decides how weights, biases and results are written, the layers are lowered once.
@@ -15,20 +16,20 @@ of `_Lowering`: a form decides how weights, biases and results are written, the 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from compress.graph import Graph, Node
-from compress.reference_attention import EXP_STEP
+from targets.onnx_attention import Attention
 from targets.onnx_layers import Layers, sign
+from targets.onnx_modules import Modules
 from train.say import GraphError, choose, need
 
 FORMS = ("int8", "mixed", "float")
-HIDDEN = -1e9           # added to the score of a key outside of the band
 PROBABILITY = 1 / 255   # grid of the attention weights in form int8
 FOLD = 8                # samples of a one-channel input that an integer convolution takes at once
-LANES = 16              # floats of the widest SIMD vector
 LEAST_GRID = 2.0 ** -7  # stands for the multiplier 0, whose operand must not move a sum
-LEAST = 12              # queries of a block of band attention
 
 
 def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
@@ -41,7 +42,7 @@ def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
     return {"int8": _Int8, "mixed": _Mixed, "float": _Float}[form](graph).build(trace)
 
 
-class _Lowering(Layers):
+class _Lowering(Layers, Attention, Modules):
     """Walks the graph once and writes ONNX nodes. The native view is the one that a layer leaves behind."""
 
     def __init__(self, graph: Graph):
@@ -148,77 +149,6 @@ class _Lowering(Layers):
                              self.weight(node.params["bias"], self.scale(x) * grid)], transB=1)
         self.store((node.output,), self.settled(y, self.scale(node.output), node.attrs["relu"]))
 
-    # ---- attention
-
-    def attention(self, node: Node):
-        """softmax(q k') v for each head, (head, time, depth), where depth holds d and lead together.
-
-        A long band is cut into blocks of queries, (block, head, time, depth). Blocks and heads are gathered as whole
-        rows; what a block sees beyond its band or the ends of the signal is hidden by a constant mask.
-        """
-        _lowered(self.graph, node)
-        half, time, keys = node.attrs["size"], self.shape(node.output)[2], self.shape(node.inputs[1])[2]
-        query, key, hidden = np.arange(time), np.arange(keys), None
-        if node.attrs["window"] == "band":
-            block = _block(time, half)
-            if block < time:
-                query = np.arange(-(-time // block) * block).reshape(-1, block)
-                key = query[:, :1] - half + np.arange(block + 2 * half)
-            hidden = np.abs(key[..., None, :] - query[..., None]) > half
-            hidden = (hidden | ((key < 0) | (key >= keys))[..., None, :])[..., None, :, :]
-        q, k, v = self.gathered(node, query, key)
-        q, k, v = self.factors(node, q, k, v)
-        score = self.in_nats(self.op("MatMul", [q, k]), node)
-        if hidden is not None:
-            score = self.op("Add", [score, self.constant(np.where(hidden, HIDDEN, 0).astype(np.float32))])
-        weight = self.weighted(self.op("Softmax", [score], axis=-1))
-        y = self.settled(self.op("MatMul", [weight, v]), self.scale(node.output))
-        self.store((node.output,), self.channels_first(y, node, query))
-
-    def gathered(self, node: Node, query: np.ndarray, key: np.ndarray) -> list[str]:
-        """Native q (head, time, depth), k (head, depth, time) and v (head, time, depth); block in front when blockwise.
-
-        query and key are the columns wanted, (time,) or (block, time). q and v are gathered head by head, k in whole
-        columns, since it has to be transposed anyway.
-        """
-        heads, names = node.attrs["heads"], tuple(node.inputs)
-        stacked = names in self.stacks
-        parts = []
-        for i, (tensor, columns) in enumerate(zip(names, (query, key, key), strict=True)):
-            value, count = (self.stacks[names], 3) if stacked else (self.view(tensor), 1)
-            index = np.clip(columns, 0, self.shape(tensor)[2] - 1) * count + (i if stacked else 0)
-            rows = self.rows(value, tensor, count * (1 if i == 1 else heads))
-            if i == 1:
-                x = self.op("Gather", [rows, self.constant(index.astype(np.int32))])
-                x = self.op("Reshape", [x, self.ints(*columns.shape, heads, -1)])
-                parts.append(self.op("Transpose", [x], perm=[0, 2, 3, 1] if columns.ndim == 2 else [1, 2, 0]))
-            else:
-                index = index[..., None, :] * heads + np.arange(heads)[:, None]
-                parts.append(self.op("Gather", [rows, self.constant(index.astype(np.int32))]))
-        return parts
-
-    def rows(self, value: str, tensor: str, count: int) -> str:
-        """(1, channel, lead, time) -> (time * count, rest): the channels and leads of a column in `count` rows."""
-        lead, time = self.shape(tensor)[1:]
-        if value not in self.turned:
-            # with one lead this order meets the one that ONNX Runtime gives its integer convolutions, and costs nothing
-            self.turned[value] = self.op("Transpose", [value], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
-        return self.op("Reshape", [self.turned[value], self.ints(time * count, -1)])
-
-    def channels_first(self, value: str, node: Node, query: np.ndarray) -> str:
-        """(head, time, depth) or (block, head, time, depth) -> (1, channel, lead, time)."""
-        channel, lead, time = self.shape(node.output)
-        if query.ndim == 1:
-            x = self.op("Transpose", [value], perm=[1, 0, 2])
-        else:                       # one gather joins the blocks, turns heads and drops the columns beyond the end
-            heads, block = node.attrs["heads"], query.shape[1]
-            at = np.arange(time)[:, None]
-            rows = (at // block * heads + np.arange(heads)) * block + at % block
-            x = self.op("Reshape", [value, self.ints(query.size * heads, -1)])
-            x = self.op("Gather", [x, self.constant(rows.astype(np.int32))])
-        x = self.op("Reshape", [x, self.ints(*((1, 1, time, channel) if lead == 1 else (1, time, channel, lead)))])
-        return self.op("Transpose", [x], perm=[0, 3, 1, 2] if lead == 1 else [0, 2, 3, 1])
-
 
 class _Float(_Lowering):
     """No rounding: the native view is the real one."""
@@ -248,16 +178,16 @@ class _Float(_Lowering):
         """A table of real values."""
         return (table * scale).astype(np.float32)
 
-    def factors(self, node: Node, *values: str) -> list[str]:
-        """q, k and v as they are."""
-        return list(values)
+    def scores(self, pair: list[str], nats: float, scales: list[float]) -> str:
+        """q k' in nats, of which one product of codes counts `nats`."""
+        real = nats / math.prod(scales)
+        return self.op("Mul", [self.op("MatMul", pair), self.constant(np.float32(real))])
 
-    def in_nats(self, score: str, node: Node) -> str:
-        """Scores in nats."""
-        real = _nats(node) / self.scale(node.inputs[0]) / self.scale(node.inputs[1])
-        return self.op("Mul", [score, self.constant(np.float32(real))])
+    def values(self, value: str, scale: float) -> str:
+        """v as it is."""
+        return value
 
-    def weighted(self, weight: str) -> str:
+    def weighted(self, weight: str, share: float) -> str:
         """Attention weights as they are."""
         return weight
 
@@ -324,16 +254,15 @@ class _Mixed(_Lowering):
         """A table of codes."""
         return (table.astype(np.int16) + int(self.zero)).astype(np.uint8)
 
-    def factors(self, node: Node, *values: str) -> list[str]:
-        """Real q, k and v; q carries the whole scale of the scores, so that they come out in nats."""
-        scales = _nats(node), 1.0, self.scale(node.inputs[2])
-        return [self.dequantize(x, scale) for x, scale in zip(values, scales, strict=True)]
+    def scores(self, pair: list[str], nats: float, scales: list[float]) -> str:
+        """q k' of codes; q carries the whole scale, so that they come out in nats."""
+        return self.op("MatMul", [self.dequantize(x, scale) for x, scale in zip(pair, (nats, 1.0), strict=True)])
 
-    def in_nats(self, score: str, node: Node) -> str:
-        """They are."""
-        return score
+    def values(self, value: str, scale: float) -> str:
+        """Real v."""
+        return self.dequantize(value, scale)
 
-    def weighted(self, weight: str) -> str:
+    def weighted(self, weight: str, share: float) -> str:
         """Attention weights as they are."""
         return weight
 
@@ -341,32 +270,11 @@ class _Mixed(_Lowering):
 class _Int8(_Mixed):
     """Attention weights on a grid of 1/255, so that their product with v runs on codes too."""
 
-    def weighted(self, weight: str) -> str:
-        grid = [self.constant(np.float32(PROBABILITY)), self.constant(np.uint8(0))]
+    def weighted(self, weight: str, share: float) -> str:
+        """A second map, whose `share` is subtracted, widens the grid to -share .. 1, or 0 .. 1 - share."""
+        zero = np.uint8(round(max(share, 0) / (1 + abs(share)) / PROBABILITY))
+        grid = [self.constant(np.float32(PROBABILITY * (1 + abs(share)))), self.constant(zero)]
         return self.op("DequantizeLinear", [self.op("QuantizeLinear", [weight, *grid]), *grid])
-
-
-def _lowered(graph: Graph, node: Node) -> None:
-    """GraphError for a form of attention that this file does not lower."""
-    channels = [graph.tensors[t].shape[0] for t in node.inputs]
-    if node.attrs["window"] not in ("global", "band") or len(set(channels)) > 1 or len(channels) > 3:
-        raise GraphError(f"{node.name}: {node.attrs['window']} attention with inputs of {channels} channels",
-                         "global or band attention with q, k and v of equal width", "choose another target")
-
-
-def _nats(node: Node) -> float:
-    """Nats of one unit of the integer score."""
-    return node.attrs["score_mul"] * 2.0 ** (node.attrs["score_shift"] - 32) * EXP_STEP
-
-
-def _block(time: int, half: int) -> int:
-    """Queries of a block of band attention; `time` where blocks save less than half of the full square.
-
-    The keys of a block, block + 2 * half, fill whole SIMD vectors; at least LEAST queries pay for a matrix product.
-    """
-    keys = -(-(2 * half + LEAST) // LANES) * LANES
-    block = keys - 2 * half
-    return block if 2 * -(-time // block) * block * keys < time * time else time
 
 
 def _fold(stride: int, source: tuple[int, ...], output: tuple[int, ...]) -> int:

@@ -310,11 +310,3 @@ def test_every_form_of_the_builder_survives_its_files(name):
     again = graph.loads(*graph.dumps(g))
     inputs = make.inputs_of(g, 3)
     np.testing.assert_array_equal(reference.run(again, inputs), reference.run(g, inputs))
-
-
-@pytest.mark.parametrize("name", ["block", "neighbourhood", "pair", "wide values"])
-def test_a_form_that_is_not_lowered_yet_is_refused_by_its_layer(name):
-    pytest.importorskip("onnx")
-    from targets import onnx_qdq
-    with pytest.raises(GraphError, match=r"attention.*channels"):
-        onnx_qdq.lower(make.attending(**make.FORMS[name]), "mixed")
