@@ -7,8 +7,8 @@ ONNX Runtime's x86 kernels are slow on int8 activations) and its real values (fl
 
 Forms: `mixed`, every layer in codes, attention weights in float; `int8`, attention weights in codes too; `float`, the
 same weights and no rounding of activations, float32 input and output. A `table` and a `lookup` know codes only and
-round their input in every form; a `norm` and an `lstm` are real inside in every form. The reference rounds the states of
-an LSTM in every step, the file does not: about one state in ten differs by one code.
+round their input in every form; a `norm` and an `lstm` are real inside in every form. The reference rounds the states
+of an LSTM in every step, the file does not: about one state in ten differs by one code.
 
 Another placement (TensorRT's: int8 with zero point 0, float bias, real values between the layers) is another subclass
 of `_Lowering`: a form decides how weights, biases and results are written, the layers are lowered once.
