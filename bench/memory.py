@@ -12,6 +12,7 @@ two forms: a whole window at once, and streaming, where each column is computed 
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import sys
@@ -20,15 +21,16 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from train import say
+from train import runs, say
 from train.models import ARCHS
 
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 PRESETS = ("small", "tiny")
 LEADS = (1, 2, 3, 6, 8, 12)
 BUDGET = {"small": (160_000, 48_000), "tiny": (48_000, 20_000)}     # bytes of weights and tables, bytes of RAM
 TASK = "cinc2017"       # its window is that of every hop task
-HEADER = ("network", "parameters", "MMAC", "flash kB", "RAM kB", "window kB", "streaming kB", "state kB", "scratch kB",
-          "budget")
+HEADER = ("network", "parameters", "MMAC", "a hop", "flash kB", "RAM kB", "window kB", "streaming kB", "state kB",
+          "scratch kB", "budget")
 
 
 def untrained(arch: str, preset: str, task: str = TASK, leads: int = 1, seed: int = 0):
@@ -59,9 +61,13 @@ def untrained(arch: str, preset: str, task: str = TASK, leads: int = 1, seed: in
 def figures(arch: str, preset: str, task: str = TASK, leads: int = 1) -> dict:
     """Everything about one network, as plain JSON."""
     from compress import graph as graphs
+    from targets import stream
     net, graph = untrained(arch, preset, task, leads)
+    streams = graph.boundary is not None
     return {"arch": arch, "preset": preset, "task": task, "leads": leads,
             "parameters": sum(p.numel() for p in net.parameters()), "macs": graphs.macs(graph),
+            "hop_macs": stream.macs(graph, net.geometry.hop) if streams else None,
+            "streams": streams, "hop": net.geometry.hop,
             "flash_bytes": graph.weight_bytes, "code_bytes": None, **_ram(graph, net.geometry.hop),
             "budget": _budget(preset, leads)}
 
@@ -74,7 +80,6 @@ def _ram(graph, hop: int) -> dict:
         flow = stream.stream(graph, hop)
         held["streaming, a hop's columns"], held["streaming, a decision"] = flow.local.fullest(), flow.decide.fullest()
     return plan.summary(graph, hop) | {
-        "streams": graph.boundary is not None, "hop": hop,
         "fullest": {where: {"node": node, "tensors": sizes} for where, (node, sizes) in held.items()}}
 
 
@@ -94,10 +99,11 @@ def row(found: dict) -> list:
     """A line of the table."""
     def kilo(key):
         return None if found[key] is None else f"{found[key] / 1000:.1f}"
+    hop = None if found["hop_macs"] is None else f"{found['hop_macs'] / 1e6:.2f}"
     limits = found["budget"]
     said = None if limits is None else ", ".join(over(found, *limits.values())) or "kept"
     return [f"{found['arch']} {found['preset']}, {found['leads']} lead{'s' * (found['leads'] > 1)}",
-            f"{found['parameters']:,}", f"{found['macs'] / 1e6:.2f}", *(kilo(k) for k in (
+            f"{found['parameters']:,}", f"{found['macs'] / 1e6:.2f}", hop, *(kilo(k) for k in (
                 "flash_bytes", "ram_bytes", "window_bytes", "stream_bytes", "state_bytes", "scratch_bytes")), said]
 
 
@@ -111,7 +117,7 @@ def fits(found: dict, board: dict) -> dict:
         return {"name": board["name"], "fits": True, "left": left, "try": []}
     ideas = [f"--preset tiny in place of {found['preset']}"] if not found["preset"].startswith("tiny") else []
     if left["flash_bytes"] < 0:
-        keep = max(board["flash"] / found["flash_bytes"], 0.1)
+        keep = max(10 * board["flash"] // found["flash_bytes"], 1) / 10
         ideas.append(f"compress/prune.py --keep {keep:.1f}, which removes channels and heads")
     if left["ram_bytes"] < 0 and found["leads"] > 1:
         ideas.append(f"--leads {max(1, found['leads'] // 2)}")
@@ -147,6 +153,7 @@ def parser() -> say.Parser:
     p.add_argument("--task", default=TASK, help=f"decides window, classes and side inputs (default {TASK})")
     p.add_argument("--board", metavar="B", help="a microcontroller of targets/boards.toml")
     p.add_argument("--all-leads", action="store_true", help="tiny with every number of leads as well")
+    p.add_argument("--write", action="store_true", help="keep the figures in bench/results/memory.json")
     return p
 
 
@@ -165,13 +172,15 @@ def main(args) -> dict:
             found.append(figures(arch, preset, args.task, leads))
             advance(note=f"{arch} {preset}")
     say.table([row(f) for f in found], HEADER)
-    say.info("RAM is the streaming form where the network streams, else a window, with the kernels' scratch; "
-             "flash is weights and tables without code")
+    say.info("RAM is the streaming form where the network streams, else a window, with the kernels' scratch; flash is "
+             "weights and tables without code; `a hop` is what the streaming form computes for one decision")
     if len(found) == 1:
         fullest(found[0])
     if board:
         for f in found:
             f["board"] = fits(f, board)
+    if args.write:
+        runs.write(RESULTS, {"memory.json": json.dumps({"networks": found}, indent=1) + "\n"})
     return {"networks": found}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from compress import graph as graphs
 from compress.graph import Graph, Node
 from compress.reference import column_stride, period
 from compress.reference_attention import finished
@@ -60,6 +61,19 @@ def stream(graph: Graph, hop: int) -> Stream:
     sides = {t: math.prod(graph.tensors[t].shape) for t in graph.inputs[1:]}
     back = plan(Task(graph, rest, sizes | sides, list(sides), [graph.output]))
     return Stream(front, back, state, new, sum(column[t] * columns for t, columns in state.items()))
+
+
+def macs(graph: Graph, hop: int) -> int:
+    """Multiply-accumulates of one hop: its new columns, and the layers behind the boundary once."""
+    local, rest = graph.local_nodes()
+    flash, far = constants(graph), 4 * graph.tensors[graph.inputs[0]].shape[-1]
+    before, after = (columns_after(graph, local, flash, samples) for samples in (far, far + hop))
+
+    def cost(nodes: list[Node]) -> int:
+        return graphs.macs(Graph(graph.inputs, graph.output, graph.tensors, nodes))
+    moving = (n for n in local if n.output not in flash)
+    new = sum(cost([n]) * (after[n.output] - before[n.output]) / graph.tensors[n.output].shape[-1] for n in moving)
+    return round(new) + cost(rest)
 
 
 def _roots(graph: Graph, local: list[Node], flash: set[str]) -> dict[str, str]:

@@ -203,12 +203,24 @@ def test_a_hop_between_columns_is_refused():
         stream.stream(make.streaming(), 30)
 
 
+def test_a_stream_computes_each_column_once():
+    graph, window = make.like_local_lead(), 2176
+    local = graphs.macs(graphs.Graph(graph.inputs, graph.output, graph.tensors, graph.local_nodes()[0]))
+    hops = [stream.macs(graph, hop) for hop in (256, 512)]
+    assert hops[1] - hops[0] == pytest.approx(local * 256 / window, rel=1e-3)
+    assert hops[0] - (hops[1] - hops[0]) == graphs.macs(graph) - local
+
+
 # ---- the shipped architectures
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchao")
 
-from bench import memory  # noqa: E402  (torch is optional)
+import importlib.util  # noqa: E402  (torch is optional)
+import json  # noqa: E402
+
+from bench import memory  # noqa: E402
+from train import say  # noqa: E402
 from train.models import ARCHS  # noqa: E402
 
 
@@ -248,3 +260,52 @@ def test_no_buffer_is_larger_than_what_it_holds(network):
     graph = network[3]
     for b in plan.window(graph).buffers:
         assert all(prod(graph.tensors[t].shape) == b.size for t in b.tensors)
+
+
+# ---- bench/memory.py
+
+def cli(*words) -> int:
+    return say.run(memory.main, memory.parser(), ["--arch", "nat", "--preset", "tiny", *words])
+
+
+def test_a_board_that_is_large_enough_says_what_is_left(capsys):
+    assert cli("--board", "bluepill", "--json") == 0
+    found, = json.loads(capsys.readouterr().out)["networks"]
+    assert found["board"]["fits"] and found["board"]["left"]["ram_bytes"] == 20_480 - found["ram_bytes"]
+
+
+def test_what_does_not_fit_is_told_with_what_to_try(capsys):
+    found = {"flash_bytes": 137_000, "ram_bytes": 60_000, "preset": "small", "leads": 12, "streams": False}
+    verdict = memory.fits(found, {"name": "Small", "flash": 65_536, "ram": 20_480})
+    assert not verdict["fits"] and verdict["left"] == {"flash_bytes": -71_464, "ram_bytes": -39_520}
+    said = "".join(capsys.readouterr())
+    assert "flash 137.0 kB of 65.5 and RAM 60.0 kB of 20.5" in said
+    assert all(word in said for word in ("--preset tiny", "--keep 0.4", "--leads 6", "streams"))
+
+
+def test_a_board_of_another_target_is_refused(capsys):
+    assert cli("--board", "pi5") == 1 and "mcu board" in capsys.readouterr().err
+
+
+def test_without_torch_a_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli() == 2 and "torch is not installed" in capsys.readouterr().err
+
+
+def test_the_committed_table_keeps_every_budget():
+    found = json.loads((memory.RESULTS / "memory.json").read_text())["networks"]
+    assert {(f["arch"], f["preset"], f["leads"]) for f in found} == {
+        (arch, preset, leads) for arch in ARCHS for preset in memory.PRESETS
+        for leads in (memory.LEADS if preset == "tiny" else (1,))}
+    for f in found:
+        if f["leads"] == 1:
+            assert f["budget"] and not memory.over(f, *memory.BUDGET[f["preset"]])
+
+
+def test_the_committed_table_is_that_of_todays_networks(network):
+    arch, preset, net, graph = network
+    found = json.loads((memory.RESULTS / "memory.json").read_text())["networks"]
+    row = next(f for f in found if (f["arch"], f["preset"], f["leads"]) == (arch, preset, 1))
+    planned = plan.summary(graph, net.geometry.hop)
+    now = {"flash_bytes": graph.weight_bytes, "macs": graphs.macs(graph), **planned}
+    assert {key: row[key] for key in now} == now, "python bench/memory.py --all-leads --write"

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the README's tables from the committed figures: what stands between `<!-- table: NAME -->` and `<!-- end -->`.
+
+    python bench/tables.py             write README.md
+    python bench/tables.py --check     fail when README.md says something else than the figures
+
+Tables: sweep, ablation (bench/results/sweep/*.json) and memory (bench/results/memory.json).
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from bench import sweep
+from train import runs, say
+from train.models import ARCHS
+
+FLOAT, INT8 = "float", "QAT int8"       # of compress.report.FORMS
+MEMORY = sweep.RESULTS.parent / "memory.json"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TASKS = {"cinc2017": ("CinC 2017", "mean F1 of N, A, O"), "mitbih": ("MIT-BIH, beat-given", "mean F1 of N, S, V"),
+         "ptbxl": ("PTB-XL", "macro AUROC")}
+COST = ("kB flash", "kB RAM", "MMAC")
+
+
+def held(preset: str, task: str) -> dict[str, dict]:
+    """arch -> figures of the first seed and fold, made by the current recipe; says which are of another."""
+    found = {}
+    for cell in sweep.cells(""):
+        if (cell.preset, cell.task) == (preset, task) and cell.state() != "open":
+            if cell.state() == "stale":
+                say.warn(f"{cell.path.name} was made by another recipe and is left out")
+            else:
+                found[cell.arch] = json.loads(cell.path.read_text())
+    return {arch: found[arch] for arch in ARCHS if arch in found}
+
+
+def figure(cell: dict, form: str) -> dict:
+    """{"value", "95", "difference", "difference_95"} of what a task is judged by."""
+    f = cell["forms"][form]
+    if "figures" in f:
+        return f["figures"]["auroc"]
+    return {"value": f["mean_f1"], "95": f["mean_f1_95"], "difference": f["difference"],
+            "difference_95": f["difference_95"]}
+
+
+def sweep_table() -> str:
+    """A table for each preset and task: float, int8, their paired difference, cost."""
+    parts = []
+    for preset, task in sweep.TABLE:
+        cells = held(preset, task)
+        if cells:
+            name, measure = TASKS[task]
+            rows = [[f"`{arch}`", *_forms(c), *_beats(c), *_cost(c)] for arch, c in cells.items()]
+            header = ["architecture", "float", "int8", "int8 - float, points", *_beats_header(task), *COST]
+            parts.append(f"{name}, `{preset}`: {measure}, {_count(cells)}\n\n" + _table(header, rows))
+    return "\n".join(parts) or "No cell has been made yet: `python bench/sweep.py --data DIR`.\n"
+
+
+def ablation_table() -> str:
+    """The mechanism of each architecture beside its ordinary counterpart. The two nets are trained apart: no pairs."""
+    rows = []
+    for plain, task in sweep.ABLATION:
+        preset = plain.removesuffix("-plain")
+        with_it, without = held(preset, task), held(plain, task)
+        rows += [[f"`{arch}`", f"`{preset}`", *(_value(figure(c[arch], form)) for form in (FLOAT, INT8)
+                                                for c in (with_it, without)), f"{with_it[arch]['rows']:,}"]
+                 for arch in with_it if arch in without]
+    if not rows:
+        return "No cell has been made yet: `python bench/sweep.py --data DIR --cells plain`.\n"
+    name, measure = TASKS[sweep.ABLATION[0][1]]
+    title = f"{name}: {measure} with the mechanism and with its ordinary counterpart (`plain`)\n\n"
+    return title + _table(["architecture", "preset", "float", "float, plain", "int8", "int8, plain", "records"], rows)
+
+
+def memory_table() -> str:
+    """What each preset needs at one lead."""
+    if not MEMORY.is_file():
+        return "Not computed yet: `python bench/memory.py`.\n"
+    found = [f for f in json.loads(MEMORY.read_text())["networks"] if f["leads"] == 1]
+    rows = [[f"`{f['arch']}`", f"`{f['preset']}`", f"{f['parameters']:,}", f"{f['macs'] / 1e6:.1f}",
+             f"{f['hop_macs'] / 1e6:.2f}" if f["hop_macs"] else "-", _kilo(f["flash_bytes"]), _kilo(f["ram_bytes"]),
+             _kilo(f["window_bytes"] + f["scratch_bytes"])] for f in found]
+    header = ["architecture", "preset", "parameters", "MMAC a window", "MMAC a hop, streaming", "kB flash",
+              "kB RAM, streaming", "kB RAM, window"]
+    return _table(header, rows)
+
+
+TABLES = {"sweep": sweep_table, "ablation": ablation_table, "memory": memory_table}
+
+
+def rendered(text: str) -> str:
+    """A text with every marked table written anew."""
+    def table(found: re.Match) -> str:
+        start, name, _, end = found.groups()
+        return f"{start}\n{TABLES[say.choose(name, TABLES, 'table')]()}\n{end}"
+    opened, closed = text.count("<!-- table: "), len(MARKED.findall(text))
+    if opened != closed:
+        say.fail(f"{opened} tables are opened and {closed} are closed", "<!-- table: NAME --> ... <!-- end -->")
+    return MARKED.sub(table, text)
+
+
+def _forms(cell: dict) -> list[str]:
+    return [_value(figure(cell, FLOAT)), f"**{_value(figure(cell, INT8))}**", _difference(figure(cell, INT8))]
+
+
+def _beats_header(task: str) -> list[str]:
+    return ["V Se / +P", "S Se / +P", "called S of the others"] if task == "mitbih" else []
+
+
+def _beats(cell: dict) -> list[str]:
+    """int8 figures of the classes that beats are judged by."""
+    if cell["task"] != "mitbih":
+        return []
+    def pair(name):
+        c = cell["classes"][name][INT8]
+        return f"{c['se']:.3f} / {c['ppv']:.3f}"
+    return [pair("V"), pair("S"), f"{100 * cell['forms'][INT8]['false_s']:.2f} %"]
+
+
+def _cost(cell: dict) -> list[str]:
+    return [_kilo(cell["weight_bytes"]), _kilo(cell["ram"]["ram_bytes"]), f"{cell['macs'] / 1e6:.1f}"]
+
+
+def _count(cells: dict[str, dict]) -> str:
+    """How much was judged: the same rows for all."""
+    first = next(iter(cells.values()))
+    if first["units"] == first["rows"]:
+        return f"{first['rows']:,} records"
+    return f"{first['rows']:,} beats of {first['units']} records"
+
+
+def _value(f: dict) -> str:
+    low, high = f["95"]
+    return f"{f['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _difference(f: dict) -> str:
+    low, high = f["difference_95"]
+    return f"{100 * f['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def _kilo(size: int) -> str:
+    return f"{size / 1000:.1f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def parser() -> say.Parser:
+    """The command line."""
+    p = say.Parser(description=__doc__)
+    p.add_argument("--readme", type=pathlib.Path, default=sweep.ROOT / "README.md", help="the file with the markers")
+    p.add_argument("--check", action="store_true", help="write nothing; fail when a table is out of date")
+    return p
+
+
+def main(args) -> dict:
+    """Write or check."""
+    text = args.readme.read_text()
+    new = rendered(text)
+    names = [name for _, name, _, _ in MARKED.findall(text)]
+    if args.check and new != text:
+        say.fail(f"the tables of {args.readme.name} are out of date", "what the figures say", "python bench/tables.py")
+    if new != text:
+        runs.write(args.readme.parent, {args.readme.name: new})
+    say.info(f"{args.readme.name}: {', '.join(names) or 'no table'} {'written' if new != text else 'up to date'}")
+    return {"tables": names, "changed": new != text}
+
+
+if __name__ == "__main__":
+    sys.exit(say.run(main, parser()))
