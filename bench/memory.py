@@ -120,7 +120,8 @@ def fits(found: dict, board: dict) -> dict:
         keep = max(10 * board["flash"] // found["flash_bytes"], 1) / 10
         ideas.append(f"compress/prune.py --keep {keep:.1f}, which removes channels and heads")
     if left["ram_bytes"] < 0 and found["leads"] > 1:
-        ideas.append(f"--leads {max(1, found['leads'] // 2)}")
+        share = found["leads"] * board["ram"] / found["ram_bytes"]
+        ideas.append(f"--leads {max((n for n in LEADS if n <= share), default=1)}")
     if left["ram_bytes"] < 0 and not found["streams"]:
         ideas.append("an architecture that streams, on a task with hops")
     say.info(f"{board['name']}: does not fit, {' and '.join(missing)}; try {'; or '.join(ideas) or 'another board'}")

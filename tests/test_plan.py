@@ -280,7 +280,7 @@ def test_what_does_not_fit_is_told_with_what_to_try(capsys):
     assert not verdict["fits"] and verdict["left"] == {"flash_bytes": -71_464, "ram_bytes": -39_520}
     said = "".join(capsys.readouterr())
     assert "flash 137.0 kB of 65.5 and RAM 60.0 kB of 20.5" in said
-    assert all(word in said for word in ("--preset tiny", "--keep 0.4", "--leads 6", "streams"))
+    assert all(word in said for word in ("--preset tiny", "--keep 0.4", "--leads 3", "streams"))
 
 
 def test_a_board_of_another_target_is_refused(capsys):
