@@ -1,37 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes each architecture itself is still there in the integer graph, and nowhere in its plain presets."""
-# ruff: noqa: E402  (torch is optional: the imports follow importorskip)
+
 
 import itertools
 
-import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from compress import agree
-from compress.program import Program, tensors
-from train.models import ARCHS, build
-from train.sides import SIDES
+from tests import frozen
+from train.models import ARCHS
 
 EDGE = [(arch, preset) for arch in ARCHS for preset in ("small", "tiny")]
-
-
-def frozen(arch, preset, leads=1):
-    """(converted program, integer graph, inputs) of an untrained network."""
-    torch.manual_seed(3)
-    net = build(arch, preset, "cinc2017", leads, 4)
-    rng = np.random.default_rng(3)
-    codes = {"ecg": rng.normal(0, 40, (4, leads, net.geometry.window)).clip(-128, 127).astype(np.int8)}
-    codes |= {name: rng.integers(-40, 40, (4, *SIDES[name].shape)).astype(np.int8) for name in net.sides}
-    scales = {"ecg": 0.016} | {name: SIDES[name].one for name in net.sides}
-    ecg, *sides = tensors(codes, scales)
-    for _ in range(20):
-        net.train()(ecg[:, None], *sides)       # lived-in BatchNorm statistics
-    net.eval()
-    program = Program(net, {k: v.shape[1:] for k, v in codes.items()}, scales, net.geometry.streaming)
-    program.calibrate([tensors(codes, scales)])
-    return *program.convert(), codes
 
 
 def attentions(graph):
@@ -106,16 +86,16 @@ MECHANISMS = {"local-lead": local_lead, "lga": lga, "nat": nat, "efficient": eff
 
 @pytest.mark.parametrize("arch,preset", EDGE)
 def test_an_edge_preset_keeps_its_mechanism_in_integers(arch, preset):
-    converted, graph, codes = frozen(arch, preset, leads=2 if preset == "tiny" else 1)
-    assert MECHANISMS[arch](graph)
-    assert all(a.dtype.kind in "iu" for n in graph.nodes for k, a in n.params.items() if k != "weight_scale")
-    seen = agree.summary(agree.compare(converted, graph, codes))
-    assert seen["worst"] <= 1 and seen["share"] < 3e-3
+    found = frozen.freeze(arch, preset, "cinc2017", 2 if preset == "tiny" else 1)
+    assert MECHANISMS[arch](found.graph)
+    assert all(a.dtype.kind in "iu" for n in found.graph.nodes for k, a in n.params.items() if k != "weight_scale")
+    assert found.graph.weight_bytes <= found.budget
+    assert found.agreement["worst"] <= 1 and found.agreement["share"] < 3e-3
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_plain_preset_has_no_mechanism_left(arch):
-    _, graph, _ = frozen(arch, "tiny-plain")
+    graph = frozen.freeze(arch, "tiny-plain", "cinc2017", 1).graph
     assert not MECHANISMS[arch](graph)
     assert not attentions(graph) and not any(n.kind == "lstm" for n in graph.nodes)
 
