@@ -2,11 +2,12 @@
 """Is a tiny network better under a teacher than alone, and what does half the work cost? CinC 2017, tested on one fold.
 
     python bench/distill.py --data DIR --teacher RUN       every cell that has no result yet, then the tables
-    python bench/distill.py                                the tables of the results that are there
+    python bench/distill.py                                the tables of the cells that are there
 A cell is an arm and a seed: `alone` and `distilled` are the same network trained as long, `pruned` is the teacher at
 half its multiply-accumulates, `teacher` the run itself. Offsets are fitted on validation records only. Differences are
-of all seeds together, with a paired bootstrap interval by record. Each result is one JSON file, so the study goes on
-where it was stopped.
+of all seeds together, with a paired bootstrap interval by record. Each cell is one JSON file beside its run, so the
+study goes on where it was stopped; it holds what every record was called, and stays with the records. The figures of
+all of them are in bench/results/distill.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import asdict
 from train import fit, runs, say
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results" / "distill"
+RESULT = ROOT / "bench" / "results" / "distill.json"
 ARMS = ("teacher", "alone", "distilled", "pruned")
 COMPARED = (("alone", "distilled"), ("teacher", "pruned"))
 KEEP = 0.5
@@ -92,10 +93,10 @@ def cells(arms, seeds: int) -> list[tuple[str, int]]:
     return [(arm, seed) for seed in range(seeds) for arm in arms if arm != "teacher" or seed == 0]
 
 
-def kept() -> dict[str, list[dict]]:
-    """The results that are there, by arm."""
+def kept(folder: pathlib.Path) -> dict[str, list[dict]]:
+    """The cells that are there, by arm."""
     found: dict[str, list[dict]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text())
         found.setdefault(cell["arm"], []).append(cell)
     return found
@@ -126,8 +127,9 @@ def tables(found: dict[str, list[dict]]) -> dict:
         value, (low, high) = float(statistic(conf.sum(0))), map(float, score.bootstrap(conf, statistic))
         f1 = [None if np.isnan(v) else float(v) for v in score.per_class(conf.sum(0)).f1]
         auroc = sum(p["auroc"] for p in parts) / len(parts)
-        out["arms"][arm] = {"seeds": len(parts), "mean_f1": value, "mean_f1_95": [low, high], "f1": f1, "auroc": auroc,
-                            "cost": parts[0]["cost"], "seconds": [p["seconds"] for p in parts]}
+        out["arms"][arm] = {"seeds": len(parts), "epochs": parts[0]["epochs"], "mean_f1": value,
+                            "mean_f1_95": [low, high], "f1": f1, "auroc": auroc, "cost": parts[0]["cost"],
+                            "seconds": [p["seconds"] for p in parts]}
         rows.append([arm, len(parts), f"{parts[0]['cost']['parameters']:,}", f"{parts[0]['cost']['macs'] / 1e6:.2f}",
                      *f1, value, f"{low:.3f}-{high:.3f}", auroc])
     if rows:
@@ -147,7 +149,7 @@ def _difference(found: dict[str, list[dict]], base: str, other: str) -> dict:
     odd = [key for key in same if len({part[key] for arm in (base, other) for part in found[arm]}) > 1]
     if odd:
         say.fail(f"cells of {base} and {other} differ in {', '.join(odd)}", "one study",
-                 f"remove the older of {RESULTS.name}/*.json")
+                 "remove the older *.json beside the runs")
     difference, low, high = map(float, score.paired(confusions(found[base]), confusions(found[other]),
                                                     mean_f1(found[base][0]["task"])))
     say.info(f"{other} against {base}: mean F1 {100 * difference:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
@@ -176,10 +178,15 @@ def main(args) -> dict:
         if args.teacher is None:
             say.fail("--data without --teacher", "a trained run", "--teacher runs/cinc2017-small")
         for arm, seed in cells(arms, args.seeds):
-            if not (RESULTS / f"{arm}-{seed}.json").is_file():
+            if not (args.runs / f"{arm}-{seed}.json").is_file():
                 say.info(f"{arm}, seed {seed}")
-                runs.write(RESULTS, {f"{arm}-{seed}.json": json.dumps(judged(args, arm, seed), indent=1) + "\n"})
-    return tables(kept())
+                runs.write(args.runs, {f"{arm}-{seed}.json": json.dumps(judged(args, arm, seed), indent=1) + "\n"})
+    found = tables(kept(args.runs))
+    if not found["arms"]:
+        say.fail(f"{args.runs} holds no cells", "cells made before, or records", "pass --data DIR --teacher RUN")
+    if args.data is not None:
+        runs.write(RESULT.parent, {RESULT.name: json.dumps(found | {"machine": say.machine()}, indent=1) + "\n"})
+    return found
 
 
 if __name__ == "__main__":

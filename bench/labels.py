@@ -28,7 +28,7 @@ RESULTS = ROOT / "bench" / "results" / "labels"
 SCORED = ("N", "A", "O")        # the classes of the CinC 2017 score; noisy records train and are judged, but not scored
 # From scratch, from pre-trained weights, and those with the contrastive term beside the loss of the labels.
 ARMS = {"scratch": {}, "pretrained": {"init": True}, "contrastive": {"init": True, "supcon": 0.5}}
-EPOCHS = 14                     # with all labels; labels.repeated says what that is with fewer
+EPOCHS = 10                     # with all labels; labels.repeated says what that is with fewer
 
 
 def name(share: float, seed: int, arm: str) -> str:

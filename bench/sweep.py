@@ -24,7 +24,7 @@ import time
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from train import runs, say
 from train.models import ARCHS
@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "sweep"
 FOLDER = {"cinc2017": "cinc2017", "mitbih": "mitdb", "ptbxl": "ptbxl"}     # of a task's data set, below --data
 # Epochs of float training and of quantization-aware training: a few minutes on one core each.
-EPOCHS = {("cinc2017", "tiny"): (12, 2), ("cinc2017", "small"): (12, 2), ("mitbih", "tiny"): (6, 1),
+EPOCHS = {("cinc2017", "tiny"): (12, 2), ("cinc2017", "small"): (10, 2), ("mitbih", "tiny"): (6, 1),
           ("ptbxl", "tiny"): (40, 6)}
 TABLE = (("tiny", "cinc2017"), ("tiny", "mitbih"), ("tiny", "ptbxl"), ("small", "cinc2017"))
 ABLATION = (("tiny-plain", "cinc2017"), ("small-plain", "cinc2017"))
@@ -173,9 +173,39 @@ def main(args) -> dict:
             except Exception as error:      # one broken cell must not cost the others
                 failed[name] = str(error)
                 say.warn(f"{name}: {error}")
+    if args.folds > 1:
+        pool(wanted)
     if failed:
         say.fail(f"{len(failed)} cells failed: {', '.join(failed)}", "none", "read their logs, then repeat the command")
     return {"cells": {cell.name: cell.state() for cell in wanted}}
+
+
+def pool(wanted: list[Cell]) -> None:
+    """Print and write the figures of all folds together, of each network whose folds are all done."""
+    for cell in (c for c in wanted if c.fold == 0):
+        folds = [c for c in wanted if replace(c, fold=0) == cell]
+        if all(c.state() == "done" for c in folds):
+            found = asdict(cell) | pooled([json.loads(c.path.read_text()) for c in folds], cell.task)
+            runs.write(RESULTS, {f"{cell.name}-pooled.json": json.dumps(found, indent=1) + "\n"})
+            f, low, high = found["difference"], *found["difference_95"]
+            say.info(f"{cell.name}, {len(folds)} folds, {found['rows']:,} records: float {found['float']:.4f}, int8 "
+                     f"{found['int8']:.4f}, {100 * f:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
+
+
+def pooled(folds: list[dict], task: str) -> dict:
+    """Mean F1 over all folds' records, their paired difference and its 95 % interval by record."""
+    import numpy as np
+
+    from compress.report import mean_f1
+    from train import score
+    joint = sum(np.array(f["joint"]) for f in folds)        # (truth, float, int8)
+    rows, shape = int(joint.sum()), joint.shape
+    drawn = np.random.default_rng(0).multinomial(rows, joint.ravel() / rows, score.DRAWS).reshape(-1, *shape)
+    f1 = mean_f1(task)
+    before, after = (f1(joint.sum(axis)[None])[0] for axis in (2, 1))
+    gaps = f1(drawn.sum(2)) - f1(drawn.sum(3))
+    return {"rows": rows, "float": float(before), "int8": float(after), "difference": float(after - before),
+            "difference_95": np.percentile(gaps, [2.5, 97.5]).tolist(), "joint": joint.tolist()}
 
 
 def sentence(found: dict) -> str:

@@ -71,7 +71,18 @@ def compare(decided: dict[str, np.ndarray], logits: dict[str, Logits], classes: 
         result = report_labels.table(decided, logits, classes, task)
         return result | {"flips": report_labels.flips(decided[first], decided[last], logits[last], classes)}
     result = table(decided, logits[last], classes, task)
-    return result | {"flips": flips(decided[first], decided[last], logits[last], classes)}
+    return result | {"flips": flips(decided[first], decided[last], logits[last], classes),
+                     "joint": joint(logits[last].truth, decided[first], decided[last], len(classes)).tolist()}
+
+
+def joint(truth: np.ndarray, before: np.ndarray, after: np.ndarray, classes: int) -> np.ndarray:
+    """How many rows of each true class were called what before and after: int64 (truth, before, after).
+
+    What folds are pooled from: where a row is a record, drawing from these counts is drawing records.
+    """
+    counts = np.zeros((max(classes, int(truth.max()) + 1), classes, classes), np.int64)
+    np.add.at(counts, (truth, before, after), 1)
+    return counts
 
 
 def fitted(form: str, logits: Logits, decided: np.ndarray, classes: list[str], task: str) -> dict:

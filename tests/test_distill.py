@@ -228,22 +228,26 @@ def test_wrong_words_end_in_a_sentence(tmp_path, capsys):
 
 
 def test_the_study_makes_what_is_open_and_compares_by_record(tmp_path, toy, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(study, "RESULT", tmp_path / "results" / "distill.json")
     monkeypatch.setattr("train.prepare.prepare", lambda *_, **__: None)
     monkeypatch.setattr("train.prepare.open_shards", lambda _: Toy("cinc2017", 24))
     fit.fit(toy(tmp_path / "t", task="cinc2017", epochs=1))
     words = ["--data", "there", "--teacher", str(tmp_path / "t"), "--runs", str(tmp_path / "runs"), "--epochs", "1",
              "--tune", "1", "--seeds", "1"]
     found = study.main(study.parser().parse_args(words))
-    names = sorted(path.name for path in study.RESULTS.glob("*.json"))
+    names = sorted(path.name for path in (tmp_path / "runs").glob("*.json"))
     assert names == [f"{arm}-0.json" for arm in ("alone", "distilled", "pruned", "teacher")]
     assert set(found["differences"]) == {"distilled - alone", "pruned - teacher"}
     assert found["arms"]["pruned"]["cost"]["macs"] <= 0.5 * found["arms"]["teacher"]["cost"]["macs"]
-    cell = (study.RESULTS / "alone-0.json").read_text()
-    assert str(tmp_path) not in cell and len(json.loads(cell)["truth"]) == len(json.loads(cell)["called"])
+    cell = (tmp_path / "runs" / "alone-0.json").read_text()
+    assert len(json.loads(cell)["truth"]) == len(json.loads(cell)["called"])
+    kept = study.RESULT.read_text()
+    assert str(tmp_path) not in kept and "truth" not in kept and json.loads(kept)["differences"] == found["differences"]
     monkeypatch.setattr(study, "judged", lambda *_: pytest.fail("made again"))
     assert study.main(study.parser().parse_args(words)) == found
     longer = cell.replace('"epochs": 1', '"epochs": 2')
-    (study.RESULTS / "alone-1.json").write_text(longer)
+    (tmp_path / "runs" / "alone-1.json").write_text(longer)
     with pytest.raises(UserError, match="differ in epochs"):
-        study.main(study.parser().parse_args([]))
+        study.main(study.parser().parse_args(["--runs", str(tmp_path / "runs")]))
+    with pytest.raises(UserError, match="holds no cells"):
+        study.main(study.parser().parse_args(["--runs", str(tmp_path / "none")]))

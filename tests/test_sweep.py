@@ -210,3 +210,14 @@ def test_wrong_markers_end_in_a_sentence(tmp_path, results, capsys, text, says):
 
 def test_the_tables_of_the_readme_are_what_the_figures_say():
     assert cli_tables(ROOT / "README.md", "--check") == 0
+
+
+def test_folds_are_pooled_by_record():
+    joint = [[[50, 2], [1, 7]], [[0, 3], [2, 35]]]
+    one = sweep.pooled([{"joint": joint}], "synthetic")
+    two = sweep.pooled([{"joint": joint}] * 2, "synthetic")
+    assert two["rows"] == 2 * one["rows"] == 200 and two["int8"] == one["int8"]
+    before = (2 * 52 / (60 + 55) + 2 * 37 / (40 + 45)) / 2      # N: 52 of 60, 55 called so; the others likewise
+    assert abs(one["float"] - before) < 1e-12
+    low, high = two["difference_95"]
+    assert low < two["difference"] < high and high - low < one["difference_95"][1] - one["difference_95"][0]
