@@ -4,7 +4,8 @@
     python bench/tables.py             write README.md
     python bench/tables.py --check     fail when README.md says something else than the figures
 
-Tables: sweep, ablation (bench/results/sweep/*.json) and memory (bench/results/memory.json).
+Tables: sweep, ablation (bench/results/sweep/*.json), memory (memory.json), labels (labels/*.json) and distill
+(distill.json).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from bench import sweep
+from bench import distill, labels, sweep
 from train import runs, say
 from train.models import ARCHS
 
@@ -92,7 +93,50 @@ def memory_table() -> str:
     return _table(header, rows)
 
 
-TABLES = {"sweep": sweep_table, "ablation": ablation_table, "memory": memory_table}
+def labels_table() -> str:
+    """Pre-trained against from scratch, by share of the labels."""
+    found = [json.loads(path.read_text()) for path in sorted(labels.RESULTS.glob("*.json"))]
+    if not found:
+        return "Not measured yet: `python bench/labels.py --data DIR --init RUN`.\n"
+    rows = [[f"{100 * r['share']:g} %", str(r["labels"]), r["arm"], str(r["seeds"]), _spread(r, "mean_f1"),
+             _gain(r, "mean_f1"), _spread(r, "auroc"), _gain(r, "auroc")] for r in labels.table(found)]
+    header = ["labels", "records", "weights", "seeds", "mean F1 of N, A, O", "gain, points", "macro AUROC",
+              "gain, points"]
+    return _table(header, rows)
+
+
+def _spread(row: dict, key: str) -> str:
+    low, high = row[key + "_range"]
+    return f"{row[key]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _gain(row: dict, key: str) -> str:
+    if row[key + "_gain"] is None:
+        return "-"
+    low, high = row[key + "_gain_range"]
+    return f"{100 * row[key + '_gain']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def distill_table() -> str:
+    """A network under a teacher and alone, the teacher at half its work."""
+    if not distill.RESULT.is_file():
+        return "Not measured yet: `python bench/distill.py --data DIR --teacher RUN`.\n"
+    found = json.loads(distill.RESULT.read_text())
+    rows = []
+    for base, other in distill.COMPARED:
+        for arm in (base, other):
+            a, d = found["arms"].get(arm), found["differences"].get(f"{arm} - {base}")
+            if a:
+                low, high = a["mean_f1_95"]
+                rows.append([arm, str(a["seeds"]), f"{a['cost']['parameters']:,}", f"{a['cost']['macs'] / 1e6:.2f}",
+                             f"{a['mean_f1']:.3f} [{low:.3f}, {high:.3f}]", f"{a['auroc']:.3f}",
+                             _difference(d) if d else "-"])
+    return _table(["network", "seeds", "parameters", "MMAC", "mean F1 of N, A, O", "macro AUROC",
+                   "against the one above, points"], rows)
+
+
+TABLES = {"sweep": sweep_table, "ablation": ablation_table, "memory": memory_table, "labels": labels_table,
+          "distill": distill_table}
 
 
 def rendered(text: str) -> str:
