@@ -98,14 +98,11 @@ class Quantize:
         """Calibrate on training records, freeze, train, freeze again."""
         from compress import agree, evaluate, tune
         from compress.program import Program
-        from train.loop import class_weights
         shapes = {i.name: i.shape for i in self.draft.inputs}
         program = Program(net, shapes, self.scales, self.draft.streaming)
         tune.calibrate(program, self.source, indices, self.batch, self.seed)
         _, post = program.convert()
-        weights = class_weights(self.source.counts(indices), 0.5)
-        history = tune.tune(program, net, self.source, indices, self.epochs, self.batch, self.lr, self.seed, weights,
-                            label)
+        history = tune.tune(program, net, self.source, indices, self.epochs, self.batch, self.lr, self.seed, label)
         converted, graph = program.convert()
         rows = agree.compare(converted, graph, evaluate.sample(self.source, graph.inputs, indices, 64))
         return Forms(net, post, graph, agree.summary(rows), history)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization-aware training: a few epochs of the calibrated program under its own float network as teacher."""
+"""Quantization-aware training: a few epochs of the calibrated program under its own float network as teacher.
+
+The teacher alone: with the labels as 0.3 of the loss, logits of a tiny network ended further from the float ones (rms
+0.099 of a spread of 1.33) than without any training (0.067); under the teacher alone they came to 0.059.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from compress.program import Program
 from train import say
 
 CALIBRATION_BATCHES = 24
-TEACHER = 0.7           # share of the distillation loss; the labels have the rest
 SOFTNESS = 2.0          # distillation temperature (Hinton et al. 2015)
 
 
@@ -39,11 +42,8 @@ def calibrate(program: Program, source, indices, size: int, seed: int) -> None:
 
 
 def tune(program: Program, teacher: torch.nn.Module, source, indices, epochs: int, size: int, lr: float, seed: int,
-         weights: torch.Tensor | None = None, label: str = "QAT") -> list[dict]:
-    """Train the program in place; returns a dict per epoch with its losses. lr falls to zero along a cosine.
-
-    `weights` are class weights of the labels' part of the loss. The teacher sees the same windows.
-    """
+         label: str = "QAT") -> list[dict]:
+    """Train the program in place; returns a dict per epoch with its losses. lr falls to zero along a cosine."""
     g = source.geometry
     teacher.eval()
     torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def tune(program: Program, teacher: torch.nn.Module, source, indices, epochs: in
                 ecg, *sides = inputs(batch, g.hop, g.window, rng)
                 with torch.no_grad():
                     wanted = teacher(ecg.unsqueeze(1), *sides)
-                loss = _loss(program(ecg, *sides), wanted, batch.target, weights)
+                loss = _loss(program(ecg, *sides), wanted, batch.target.is_floating_point())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(program.parameters(), 1.0)
@@ -71,11 +71,9 @@ def tune(program: Program, teacher: torch.nn.Module, source, indices, epochs: in
     return history
 
 
-def _loss(logits: torch.Tensor, wanted: torch.Tensor, target: torch.Tensor, weights) -> torch.Tensor:
-    """Distillation and the labels' loss of windows or beats, logits (batch, class)."""
-    if target.is_floating_point():          # multi-label
-        soft = F.binary_cross_entropy_with_logits(logits, wanted.sigmoid())
-        return TEACHER * soft + (1 - TEACHER) * F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
-    soft = F.kl_div(F.log_softmax(logits / SOFTNESS, -1), F.log_softmax(wanted / SOFTNESS, -1),
-                    reduction="batchmean", log_target=True)
-    return TEACHER * SOFTNESS ** 2 * soft + (1 - TEACHER) * F.cross_entropy(logits, target, weights)
+def _loss(logits: torch.Tensor, wanted: torch.Tensor, multi_label: bool) -> torch.Tensor:
+    """How far the logits (batch, class) of windows or beats are from the teacher's."""
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(logits, wanted.sigmoid())
+    return SOFTNESS ** 2 * F.kl_div(F.log_softmax(logits / SOFTNESS, -1), F.log_softmax(wanted / SOFTNESS, -1),
+                                    reduction="batchmean", log_target=True)
