@@ -164,9 +164,9 @@ def parser() -> say.Parser:
     p.add_argument("--arch", default="local-lead", help="architecture of the student")
     p.add_argument("--preset", default="tiny", help="its size")
     p.add_argument("--arms", default=",".join(ARMS), help="which cells to make")
-    p.add_argument("--seeds", type=fit.positive(int), default=3, help="trainings of each arm")
-    p.add_argument("--epochs", type=fit.positive(int), default=10, help="of the student, alone and distilled")
-    p.add_argument("--tune", type=fit.positive(int), default=4, help="epochs of fine-tuning behind pruning")
+    p.add_argument("--seeds", type=say.positive(int), default=3, help="trainings of each arm")
+    p.add_argument("--epochs", type=say.positive(int), default=10, help="of the student, alone and distilled")
+    p.add_argument("--tune", type=say.positive(int), default=4, help="epochs of fine-tuning behind pruning")
     p.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "distill", help="where the run folders go")
     return p
 

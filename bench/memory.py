@@ -79,7 +79,7 @@ def _ram(graph, hop: int) -> dict:
     if graph.boundary is not None:
         flow = stream.stream(graph, hop)
         held["streaming, a hop's columns"], held["streaming, a decision"] = flow.local.fullest(), flow.decide.fullest()
-    return plan.summary(graph, hop) | {
+    return stream.summary(graph, hop) | {
         "fullest": {where: {"node": node, "tensors": sizes} for where, (node, sizes) in held.items()}}
 
 

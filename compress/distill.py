@@ -163,10 +163,10 @@ def parser() -> say.Parser:
     p.add_argument("--arch", default=fit.Job.arch, help="architecture of the student")
     p.add_argument("--preset", default="tiny", help="its size")
     p.add_argument("--data", help="folder with the data set (the synthetic task needs none)")
-    p.add_argument("--epochs", type=fit.positive(int), help="passes over the training records (default: the recipe's)")
+    p.add_argument("--epochs", type=say.positive(int), help="passes over the training records (default: the recipe's)")
     p.add_argument("--seed", type=int, default=0, help="equal seeds give equal weights")
-    p.add_argument("--weight", type=fit.share, default=0.7, help="share of the teachers in the loss")
-    p.add_argument("--temperature", type=fit.positive(float), default=2.0, help="of the soft answers")
+    p.add_argument("--weight", type=say.share, default=0.7, help="share of the teachers in the loss")
+    p.add_argument("--temperature", type=say.positive(float), default=2.0, help="of the soft answers")
     p.add_argument("--match", default="", help=f"what else is to be alike, of {','.join(MATCHES)}")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return p

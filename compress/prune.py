@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 
 from train import fit, manifest, runs, say
 from train.say import UserError
+from train.weights import packed
 
 EPOCHS = 0.3        # of the recipe's, for fine-tuning
 RATE = 0.25         # of the recipe's learning rate
@@ -111,7 +112,7 @@ class Prune(fit.Fit):
 
     def _packed(self, weights: dict) -> bytes:
         from train.models import resized
-        return fit.packed(weights, resized.heads(self.small))
+        return packed(weights, resized.heads(self.small))
 
     def _write(self, weights: dict, record: dict) -> None:
         from compress import judge
@@ -155,9 +156,9 @@ def parser() -> say.Parser:
     p = say.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--run", required=True, help="trained run to prune")
     p.add_argument("--out", required=True, help="run folder to write")
-    p.add_argument("--keep", type=fit.share, default=0.5, help="share of the multiply-accumulates to keep")
+    p.add_argument("--keep", type=say.share, default=0.5, help="share of the multiply-accumulates to keep")
     p.add_argument("--round", type=int, default=8, choices=(1, 2, 4, 8, 16), help="widths become multiples of this")
-    p.add_argument("--epochs", type=fit.positive(int), help="of fine-tuning (default: 0.3 of the recipe's)")
+    p.add_argument("--epochs", type=say.positive(int), help="of fine-tuning (default: 0.3 of the recipe's)")
     p.add_argument("--data", help="folder with the data set (the synthetic task needs none)")
     p.add_argument("--seed", type=int, default=0, help="equal seeds give equal weights")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -148,16 +148,6 @@ def scratch(graph: Graph) -> dict[str, int]:
     return found
 
 
-def summary(graph: Graph, hop: int | None = None) -> dict:
-    """Bytes of RAM, as plain JSON. `ram_bytes` is what a device needs: the streaming form where the graph streams."""
-    from targets import stream
-    whole, kernels = window(graph), max(scratch(graph).values(), default=0)
-    flowing = stream.stream(graph, hop) if graph.boundary is not None and hop else None
-    return {"window_bytes": whole.bytes, "bound_bytes": whole.bound, "scratch_bytes": kernels,
-            "stream_bytes": flowing and flowing.bytes, "state_bytes": flowing and flowing.state_bytes,
-            "ram_bytes": (flowing or whole).bytes + kernels}
-
-
 def _roots(task: Task) -> dict[str, tuple[str, int]]:
     """Tensor in the arena -> (the tensor whose bytes it shows, byte at which it starts there)."""
     roots = {t: (t, 0) for t in task.inputs if t in task.sizes}

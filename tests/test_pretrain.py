@@ -14,7 +14,7 @@ pytest.importorskip("safetensors")
 from test_fit import DS1, Toy, same
 
 from bench import labels as study
-from train import contrast, dataset, fit, labels, loop, masking, pretrain, say
+from train import contrast, dataset, fit, labels, loop, masking, pretrain, say, weights
 from train.augment import PLAIN
 from train.models import ARCHS, build
 from train.records import sha1_fold
@@ -315,13 +315,13 @@ def test_init_refuses_another_network_fold_or_folder(tmp_path, pretrained, chang
 
 def test_weights_for_another_number_of_leads_leave_the_first_convolution_fresh(pretrained):
     net = network(leads=12)
-    names, about = pretrain.start(net, str(pretrained), "nat", "tiny", 0)
+    names, about = weights.start(net, str(pretrained), "nat", "tiny", 0)
     assert about["left"] == 1 and "local.0.conv.0.weight" not in names and len(names) > 100
 
 
 def test_a_run_without_a_fitting_tensor_is_refused(pretrained):
     with pytest.raises(UserError, match="no tensor"):
-        pretrain.start(torch.nn.Linear(2, 2), str(pretrained), "nat", "tiny", 0)
+        weights.start(torch.nn.Linear(2, 2), str(pretrained), "nat", "tiny", 0)
 
 
 def test_the_manifest_tells_the_start_the_labels_and_the_objective(tmp_path, pretrained):

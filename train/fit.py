@@ -11,7 +11,6 @@ process trains on its share of every epoch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
@@ -24,9 +23,9 @@ from dataclasses import asdict, dataclass, replace
 
 from train import manifest, runs, say
 from train.say import UserError
+from train.weights import HEADS, WEIGHTS, packed, start
 
-WEIGHTS, RECORD, FOLDER = "weights.safetensors", "training.json", "folds"
-HEADS = "heads"         # what compress/prune.py left, in the metadata of the weights
+RECORD, FOLDER = "training.json", "folds"
 INNER_FOLDS = 5         # of the training patients, for tasks with too few of them to spare a validation part
 
 
@@ -115,9 +114,7 @@ class Fit:
         """The network to train, with its first weights."""
         net = self.build()
         if self.job.init:
-            from train import pretrain
-            self.pretrained, self.started = pretrain.start(net, self.job.init, self.job.arch, self.job.preset,
-                                                           self.job.fold)
+            self.pretrained, self.started = start(net, self.job.init, self.job.arch, self.job.preset, self.job.fold)
             if self.crew.first:
                 say.info(f"{len(self.pretrained)} tensors of {len(net.state_dict())} start from {self.job.init}"
                          + f", {self.started['left']} of another shape are left out" * (self.started["left"] > 0))
@@ -314,13 +311,6 @@ def load(run: str | pathlib.Path, weights: str = WEIGHTS):
     return about, net.eval()
 
 
-def packed(weights: dict, heads: dict[str, int] | None = None) -> bytes:
-    """Tensors as the bytes of a safetensors file, with the numbers of heads where they are not the preset's."""
-    from safetensors.torch import save
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    return save(tensors, metadata=heads and {HEADS: json.dumps(heads)})
-
-
 def _remove_checkpoint(folder: pathlib.Path) -> None:
     """What is finished needs no checkpoint; an inner fold's folder goes with it."""
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -337,35 +327,17 @@ def parser() -> say.Parser:
     p.add_argument("--task", default=Job.task, help="see train/tasks.py")
     p.add_argument("--data", help="folder with the data set (the synthetic task needs none)")
     p.add_argument("--leads", help="for example I,II or ch1=I,ch2=-II (default: the task's)")
-    p.add_argument("--epochs", type=positive(int), help="passes over the training records (default: the recipe's)")
-    p.add_argument("--minutes", type=positive(float), help="time budget; the schedule ends with it")
+    p.add_argument("--epochs", type=say.positive(int), help="passes over the training records (default: the recipe's)")
+    p.add_argument("--minutes", type=say.positive(float), help="time budget; the schedule ends with it")
     p.add_argument("--seed", type=int, default=Job.seed, help="equal seeds give equal weights")
     p.add_argument("--fold", type=int, default=Job.fold, help="fold kept for the test, never seen here")
     p.add_argument("--folds", type=int, help=f"inner folds to train as well (default: {INNER_FOLDS} for beats)")
     p.add_argument("--device", default=Job.device, help="auto, cpu or cuda")
     p.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     p.add_argument("--init", help="run of train/pretrain.py to start from")
-    p.add_argument("--labels", type=share, help="train with this share of the labels, without validation: 0.01")
-    p.add_argument("--supcon", type=share, help="first weight of a contrastive term beside the labels' loss: 0.5")
+    p.add_argument("--labels", type=say.share, help="train with this share of the labels, without validation: 0.01")
+    p.add_argument("--supcon", type=say.share, help="first weight of a contrastive term beside the labels' loss: 0.5")
     return p
-
-
-def positive(kind):
-    """The type of an option that must be above 0."""
-    def parse(text: str):
-        value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-    return parse
-
-
-def share(text: str) -> float:
-    """The type of an option above 0 and up to 1."""
-    value = positive(float)(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is above 1")
-    return value
 
 
 def main(args) -> dict:

@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass, replace
 
 from train import runs, say
 from train.say import fail
+from train.weights import PRETRAINING, WEIGHTS, packed
 
-WEIGHTS, RECORD = "weights.safetensors", "pretraining.json"
 SETS = "cinc2017,mitbih,ptbxl,cinc2021,ludb"
 CROPS = 6400            # of an epoch: records differ too much in length to speak of passes over them
 PTBXL_IN_CINC = "HR"    # the CinC Challenges name record n of PTB-XL HR and five digits
@@ -203,7 +203,6 @@ class Pretraining:
     def all(self) -> dict:
         """Train, then write the run."""
         from train import masking
-        from train.fit import packed
         from train.loop import Training
         about = {key: getattr(self.job, key) for key in ("arch", "preset", "data_sets", "leads", "seed", "fold")}
         training = Training(self.net, self.source, [], [], self.recipe, self.run, self.job.seed, about, self.crew,
@@ -216,7 +215,7 @@ class Pretraining:
         record = self.record(training.state)
         if self.crew.first:
             kept = {name: weights[name] for name in self.backbone}
-            runs.write(self.run, {WEIGHTS: packed(kept), RECORD: json.dumps(record, indent=1)})
+            runs.write(self.run, {WEIGHTS: packed(kept), PRETRAINING: json.dumps(record, indent=1)})
             (self.run / "checkpoint.safetensors").unlink(missing_ok=True)
             say.info(f"{self.run} is pre-trained. Next: python train/fit.py --arch {self.job.arch} --preset "
                      f"{self.job.preset} --fold {self.job.fold} --init {self.run} --task ... --run ...")
@@ -257,11 +256,11 @@ def pretrain(job: Job) -> dict:
     """Pre-train `job` and write its run folder; returns {"run", "epochs", "seconds", "loss": [first, last]}."""
     from train.loop import workers
     run = pathlib.Path(job.run)
-    if job.resume and (run / RECORD).is_file():
+    if job.resume and (run / PRETRAINING).is_file():
         say.info(f"{run} is pre-trained already")
-        return {"run": str(run)} | {key: json.loads((run / RECORD).read_text())[key]
+        return {"run": str(run)} | {key: json.loads((run / PRETRAINING).read_text())[key]
                                     for key in ("epochs", "seconds", "loss")}
-    for name in (WEIGHTS, RECORD, "checkpoint.safetensors"):
+    for name in (WEIGHTS, PRETRAINING, "checkpoint.safetensors"):
         if (run / name).exists() and not job.resume:
             fail(f"{run} already holds {name}", "a new folder, or --resume to go on",
                  "pass another --run, or remove the folder")
@@ -269,40 +268,8 @@ def pretrain(job: Job) -> dict:
         return Pretraining(job, crew).all()
 
 
-# ---- what fit.py starts from
-
-def start(net, run: str, arch: str, preset: str, fold: int) -> tuple[list[str], dict]:
-    """Load what pre-training left in `run` into `net`; the head stays fresh.
-
-    (Names of the tensors loaded, what pretraining.json says.) Tensors of another shape, such as the first convolution
-    for another number of leads, stay fresh and are counted. UserError when the architecture, the size or the fold is
-    another, or no tensor fits.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    folder = pathlib.Path(run)
-    try:
-        about, held = json.loads((folder / RECORD).read_text()), load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        fail(f"{folder} holds no pre-trained weights: {error}", "a folder written by train/pretrain.py",
-             f"python train/pretrain.py --arch {arch} --preset {preset} --run {folder}")
-    for key, value in (("arch", arch), ("preset", preset), ("fold", fold)):
-        if about[key] != value:
-            fail(f"{folder} was pre-trained for {key} {about[key]}", f"{key} {value}"
-                 + (": it has seen records that this fold is tested on" if key == "fold" else ""),
-                 f"pass --{key} {about[key]}, or pre-train again")
-    own = net.state_dict()
-    fitting = {name: value for name, value in held.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        fail(f"no tensor of {folder} fits {arch} {preset}", "weights of the same network", "pre-train again")
-    net.load_state_dict(fitting, strict=False)
-    return list(fitting), about | {"left": len(held) - len(fitting),
-                                                                  "sha256": runs.sha256(folder / WEIGHTS)}
-
-
 def parser() -> say.Parser:
     """The command line."""
-    from train.fit import positive
     p = say.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--run", required=True, help="folder to write")
     p.add_argument("--arch", default=Job.arch, help="architecture, or path/to/file.py:Class")
@@ -311,8 +278,8 @@ def parser() -> say.Parser:
     p.add_argument("--data", help="folder with a folder for each data set, or NAME=DIR,NAME=DIR")
     p.add_argument("--leads", help="all of these in every crop (default: one lead, any that a data set has)")
     p.add_argument("--fold", type=int, default=Job.fold, help="fold kept for the test, never seen here")
-    p.add_argument("--epochs", type=positive(int), help=f"of {CROPS} crops each (default: the recipe's)")
-    p.add_argument("--minutes", type=positive(float), help="time budget; the schedule ends with it")
+    p.add_argument("--epochs", type=say.positive(int), help=f"of {CROPS} crops each (default: the recipe's)")
+    p.add_argument("--minutes", type=say.positive(float), help="time budget; the schedule ends with it")
     p.add_argument("--seed", type=int, default=Job.seed, help="equal seeds give equal weights")
     p.add_argument("--device", default=Job.device, help="auto, cpu or cuda")
     p.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")

@@ -99,6 +99,24 @@ def info(*words) -> None:
     print(*words, file=sys.stderr if _json else sys.stdout, flush=True)
 
 
+def positive(kind):
+    """The type of an option that must be above 0."""
+    def parse(text: str):
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+    return parse
+
+
+def share(text: str) -> float:
+    """The type of an option above 0 and up to 1."""
+    value = positive(float)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
+    return value
+
+
 def warn(text: str) -> None:
     """One warning line on stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
