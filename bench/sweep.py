@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "sweep"
 FOLDER = {"cinc2017": "cinc2017", "mitbih": "mitdb", "ptbxl": "ptbxl"}     # of a task's data set, below --data
 # Epochs of float training and of quantization-aware training: a few minutes on one core each.
-EPOCHS = {("cinc2017", "tiny"): (12, 2), ("cinc2017", "small"): (10, 2), ("mitbih", "tiny"): (6, 1),
+EPOCHS = {("cinc2017", "tiny"): (12, 2), ("cinc2017", "small"): (8, 2), ("mitbih", "tiny"): (6, 1),
           ("ptbxl", "tiny"): (40, 6)}
 TABLE = (("tiny", "cinc2017"), ("tiny", "mitbih"), ("tiny", "ptbxl"), ("small", "cinc2017"))
 ABLATION = (("tiny-plain", "cinc2017"), ("small-plain", "cinc2017"))
