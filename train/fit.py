@@ -56,7 +56,7 @@ def recipe(task):
     from train.loop import Recipe
     if task.trigger == "r-peak":
         return Recipe(epochs=14, batch=256, mean=0.995)
-    return Recipe(epochs=10) if task.name == "synthetic" else Recipe()
+    return Recipe(epochs=16) if task.name == "synthetic" else Recipe()
 
 
 def fit(job: Job) -> dict:

@@ -33,7 +33,7 @@ EVERY = 2       # hops from one window to the next in training: neighbours share
 class Recipe:
     """How to train; what it does not name is in the source's augmentation."""
 
-    epochs: int = 22
+    epochs: int = 40
     batch: int = 32                 # records, or beats
     lr: float = 4e-3                # peak
     weight_decay: float = 0.02      # convolution and dense weights only
