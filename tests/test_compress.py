@@ -11,6 +11,7 @@ from compress.attention import attend
 from compress.fixed import multiplier
 from compress.freeze import export_scales
 from compress.program import Program, tensors
+from tests.frozen import lively
 from train import score
 from train.models import build
 from train.say import GraphError
@@ -21,14 +22,7 @@ CASES = [("small", "cinc2017", 1, 4, 0), ("tiny", "cinc2017", 3, 4, 0), ("tiny",
 def network(preset, task, leads, classes, rr):
     """A network with lived-in BatchNorm statistics."""
     torch.manual_seed(7)
-    net = build("local-lead", preset, task, leads, classes, rr)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    return net.eval()
+    return lively(build("local-lead", preset, task, leads, classes, rr))
 
 
 def codes(net, leads, rr, n, seed=0):
