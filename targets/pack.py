@@ -66,11 +66,15 @@ def layer(graph: Graph, n: Node, core: Core) -> Layer:
 
 
 def volume(shape: tuple[int, ...], channels_first: bool = False) -> tuple[int, int, int]:
-    """A shape as the kernels' (channel, lead, time): a vector is one row, or with `channels_first` one column."""
+    """A shape as the kernels' (channel, lead, time): a vector is one row, or with `channels_first` one column.
+
+    A matrix is (1, lead, time), or (channel, 1, time).
+    """
     if len(shape) > 3:
         raise ValueError(f"{shape} has more than three axes")
-    ones = (1,) * (3 - len(shape))
-    return (*shape, *ones) if channels_first else (*ones, *shape)
+    if channels_first and 0 < len(shape) < 3:
+        return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], 1, shape[1])
+    return (*(1,) * (3 - len(shape)), *shape)
 
 
 def shifts(shift: np.ndarray) -> Array | None:
