@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the forms of attention share: which keys a query sees, and the arithmetic behind the sums. */
+#ifndef ECG_ATTENTION_H
+#define ECG_ATTENTION_H
+
+#include "ecg_fixed.h"
+#include "ecg_kernels.h"
+
+enum { ECG_EXP_ENTRIES = 1024 };
+
+/* The keys from .. to - 1 of query t. Columns are absolute: blocks count from column 0. */
+static inline void ecg_attention_keys(const ecg_attention_layer *a, const ecg_view *k, int32_t t, int32_t *from,
+                                      int32_t *to)
+{
+    const int32_t size = a->size;
+    *from = k->first;
+    *to = k->end;
+    if (a->window == ECG_BAND) {
+        *from = ecg_clamp(t - size, k->first, k->end);
+        *to = ecg_clamp(t + size + 1, k->first, k->end);
+    } else if (a->window == ECG_BLOCK) {
+        *from = ecg_clamp(t / size * size, k->first, k->end);
+        *to = ecg_clamp(t / size * size + size, k->first, k->end);
+    } else if (a->window == ECG_NEIGHBOURHOOD) {
+        *from = ecg_clamp(t - (size - 1) / 2, k->first, k->end - size);
+        *to = *from + size;
+    }
+}
+
+/* floor(2^40 / sum) for 2^14 <= sum < 2^24, the sums of 1 .. 1023 weights of which the largest is 2^14.
+ * Long division: 2^31 = high * sum + rest, then 2^39 = (high * 2^8 + mid) * sum + rest, then one more bit. Every rest
+ * is below sum, so rest << 8 stays below 2^32, and no step rounds. */
+static inline int32_t ecg_attention_reciprocal(int32_t sum)
+{
+    const uint32_t by = (uint32_t)sum;
+    const uint32_t high = ((uint32_t)1 << 31) / by;
+    uint32_t rest = ((uint32_t)1 << 31) - high * by;
+    const uint32_t mid = (rest << 8) / by;
+    rest = (rest << 8) - mid * by;
+    return (int32_t)((high << 9) + (mid << 1) + (rest << 1 >= by));
+}
+
+/* What a sum of e * v is multiplied with to become 2^40 output codes. |out_mul| < 2^28, so it stays below 2^30. */
+static inline int32_t ecg_attention_factor(int32_t sum, int32_t out_mul)
+{
+    return (int32_t)(((int64_t)ecg_attention_reciprocal(sum) * out_mul + (1 << 23)) >> 24);
+}
+
+/* 2^40 output codes -> code */
+static inline int8_t ecg_attention_out(int64_t sums)
+{
+    return (int8_t)ecg_clamp(((int32_t)(sums >> 32) + 128) >> 8, -128, 127);    /* low bits decide nothing */
+}
+
+#endif
