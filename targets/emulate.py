@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in an emulator: run them, read what they print, count what they execute.
+
+QEMU executes instructions exactly and knows nothing of pipelines, caches or wait states: counts are instructions, not
+cycles. How to measure a kernel:
+
+    found = emulate.bench_c("m4", [Path("targets/c/dense.c")], '''
+        static int8_t x[64], y[64];
+        int main(void)
+        {
+            ecg_mark("dense");          // counted from here ...
+            ecg_dense(&layer, &in, &out, 0);
+            ecg_mark("");               // ... to here
+            ecg_exit(0);
+        }''')
+    found["dense"].total, found["dense"].functions
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from targets import toolchain
+from targets.toolchain import Image, Region
+from train.say import MissingError, UserError, choose
+
+GET = "apt-get install qemu-system-arm"
+PLUGIN = Path(__file__).parent / "counting" / "plugin.c"
+SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of QEMU. hz: of its SysTick. Code of smaller cores of the same family runs on it as well."""
+
+    name: str
+    core: str
+    flash: Region
+    ram: Region
+    hz: int
+
+
+def _mps2(name: str, core: str) -> Machine:
+    return Machine(name, core, Region(0, 4 << 20), Region(0x2000_0000, 4 << 20), 25_000_000)
+
+
+MACHINES = {m.name: m for m in (
+    _mps2("mps2-an385", "m3"), _mps2("mps2-an386", "m4"), _mps2("mps2-an500", "m7"),
+    Machine("mps2-an505", "m33", Region(0x1000_0000, 4 << 20), Region(0x3800_0000, 4 << 20), 20_000_000),
+    Machine("mps3-an547", "m55", Region(0x1000_0000, 512 << 10), Region(0x3100_0000, 4 << 20), 32_000_000),
+    Machine("netduinoplus2", "m4", Region(0x0800_0000, 1 << 20), Region(0x2000_0000, 128 << 10), 168_000_000))}
+OF_CORE = {"m0plus": "mps2-an385", "m3": "mps2-an385", "m4": "mps2-an386", "m7": "mps2-an500", "m33": "mps2-an505",
+           "m55": "mps3-an547"}
+
+
+def missing() -> str | None:
+    """What keeps images from running here, with the command that gets it; None when nothing does."""
+    return None if shutil.which("qemu-system-arm") else f"qemu-system-arm is not installed: {GET}"
+
+
+def machine(core: str) -> Machine:
+    """The machine that runs code for a core."""
+    return MACHINES[OF_CORE[choose(core, OF_CORE, "core")]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run ended: exit code of the image, what it printed."""
+
+    code: int
+    text: str
+
+
+def command(elf: Path, on: Machine, *, words: str = "", serial: str = "none", extra=()) -> list[str]:
+    """The emulator's command line. words: what ecg_command_line() gives. serial: `none`, `pty`, or another of QEMU's
+    forms, of the first UART; for `tcp:127.0.0.1:PORT,server=on,wait=on,nodelay=on` the image waits for its client."""
+    if missing():
+        raise MissingError(missing().split(":")[0], "QEMU for ARM", GET)
+    return [shutil.which("qemu-system-arm"), "-M", on.name, "-display", "none", "-monitor", "none", "-serial", serial,
+            "-chardev", "stdio,id=words,signal=off", "-semihosting-config",
+            "enable=on,target=native,chardev=words" + (f",arg={words.replace(',', ',,')}" if words else ""),
+            "-kernel", os.fspath(elf), *extra]
+
+
+def run(elf: Path, on: Machine, *, seconds: float = SECONDS, words: str = "", extra=()) -> Done:
+    """Run an image to its end; UserError when it does not end in time."""
+    with subprocess.Popen(command(elf, on, words=words, extra=extra), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            text, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            text, _ = process.communicate()
+            raise UserError(f"{elf.name} did not end on {on.name} within {seconds:g} s; it printed\n"
+                            f"{text.decode(errors='replace')[-2000:]}", "an image that calls ecg_exit()") from None
+    return Done(process.returncode, text.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def running(elf: Path, on: Machine, *, serial: str = "none", words: str = "", extra=()):
+    """Yield the process of an image that runs until the block ends."""
+    process = subprocess.Popen(command(elf, on, serial=serial, words=words, extra=extra), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Instructions executed in a region. visits: of each time it ran, in order. functions: by name, over all visits."""
+
+    visits: list[int] = field(default_factory=list)
+    functions: Counter = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """Over all visits."""
+        return sum(self.visits)
+
+
+def count(elf: Path, on: Machine, *, seconds: float = SECONDS, words: str = "") -> tuple[dict[str, Counts], Done]:
+    """Instructions of an image by region; a region runs from ecg_mark(name) to the next mark, "" is what is in none.
+
+    The two instructions that load the next name and call ecg_mark belong to the region before it.
+    """
+    image = Image(elf)
+    mark, text = image.symbols["ecg_mark"], image.sections[".text"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "counts"
+        options = f"base={text.origin},size={text.length + text.length % 2},mark={mark.address},marked={mark.size}"
+        done = run(elf, on, seconds=seconds, words=words,
+                   extra=("-plugin", f"{plugin()},{options},out={out}"))
+        if not out.is_file():
+            raise UserError(f"the emulator counted nothing: {done.text[-2000:]}", "QEMU with TCG plugins", GET)
+        return read_counts(out.read_text(), image), done
+
+
+def read_counts(text: str, image: Image) -> dict[str, Counts]:
+    """What counting/plugin.c wrote, with names in place of addresses."""
+    found: dict[str, Counts] = {}
+    starts = {s.address + i: name for name, s in image.functions().items() for i in range(0, s.size, 2)}
+    region = None
+    for line in text.splitlines():
+        first, *rest = line.split()
+        if first == "visit":
+            found.setdefault(_name(image, int(rest[0])), Counts()).visits.append(int(rest[1]))
+        elif first == "region":
+            region = found[_name(image, int(rest[0]))]
+        else:
+            region.functions[starts.get(int(first), "?")] += int(rest[0])
+    return found
+
+
+def _name(image: Image, address: int) -> str:
+    """The string literal at an address."""
+    return image.read(address, 200).split(b"\0")[0].decode() if address else ""
+
+
+def plugin() -> Path:
+    """The counting plugin, built at need into the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadedge"
+    source = PLUGIN.read_bytes()
+    built = cache / f"counting-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    if not built.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        half = built.with_suffix(f".{os.getpid()}")
+        toolchain.run([*toolchain.compiler("host").command, "-std=c99", "-O2", "-shared", "-fPIC", os.fspath(PLUGIN),
+                       "-o", os.fspath(half)])
+        half.replace(built)
+    return built
+
+
+def bench_c(core: str, sources, main_c: str, *, include=(), flags=(), using: str | None = None, stack: int = 4096,
+            keep: Path | None = None, seconds: float = SECONDS) -> dict[str, Counts]:
+    """Compile C sources with a main() given as text, run it, count by region (see count).
+
+    main_c need not include ecg_boot.h, ecg_semihost.h, ecg_kernels.h. It must end with ecg_exit(0). keep: folder for
+    the image, bench.elf, and its objects. UserError when it ends otherwise, with what it printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = keep or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        main = work / "main.c"
+        main.write_text('#include "ecg_boot.h"\n#include "ecg_semihost.h"\n#include "ecg_kernels.h"\n' + main_c)
+        on = machine(core)
+        elf = toolchain.image(core, [main, toolchain.SEMIHOST, *sources], work / "bench.elf", on.flash, on.ram,
+                              stack=stack, include=include, flags=flags, using=using)
+        found, done = count(elf, on, seconds=seconds)
+    if done.code:
+        raise UserError(f"the image ended with {done.code} and printed\n{done.text[-2000:]}", "ecg_exit(0)")
+    return found
