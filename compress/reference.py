@@ -73,18 +73,18 @@ def stream(graph: Graph, record: dict[str, np.ndarray], hop: int):
 def column_stride(graph: Graph) -> int:
     """Samples per column at the boundary."""
     local, rest = graph.local_nodes()
-    return _strides(graph, local)[rest[0].inputs[0]]
+    return strides(graph, local)[rest[0].inputs[0]]
 
 
 def period(graph: Graph) -> int:
     """Samples after which columns and blocks of attention lie alike: the least hop of a streaming graph."""
     local, _ = graph.local_nodes()
-    stride = _strides(graph, local)
+    stride = strides(graph, local)
     blocks = (stride[n.output] * n.attrs["size"] for n in local if n.attrs.get("window") == "block")
     return math.lcm(column_stride(graph), *blocks)
 
 
-def _strides(graph: Graph, local: list[Node]) -> dict[str, int]:
+def strides(graph: Graph, local: list[Node]) -> dict[str, int]:
     """Samples per column of every tensor in front of the boundary."""
     stride = {name: 1 for name in graph.inputs}
     for n in local:

@@ -181,7 +181,7 @@ def _reused(task: Task, roots, n: Node) -> list[str]:
             continue
         root = roots[t][0]
         readings = sum(o in roots and roots[o][0] == root for o in n.inputs)
-        if task.sizes[root] == task.sizes[n.output] and root not in task.kept and (
+        if task.sizes[root] == task.sizes[n.output] and not {root, n.output} & task.kept and (
                 n.kind in ELEMENTWISE or readings == 1):
             found.append(root)
     return found

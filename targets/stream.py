@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of the streaming form of a graph: what each local layer keeps of the past, and the arenas around it.
 
-Samples arrive `hop` at a time. Every local layer computes its new columns once, from new columns of its inputs, which
-lie in the arena, and from past ones, which lie in the tensor's state; after its last reader the newest columns of a
+Samples arrive `hop` at a time. Every local layer computes its new columns once. In the arena the rows of a tensor hold
+its past columns, copied from its state, and the new ones behind them; after its last reader the newest columns of a
 tensor go into its state. The columns in front of the boundary are kept whole and in order, and the layers behind it
 read them where they lie, once for each decision. Both parts use one arena, one after the other.
 
@@ -18,7 +18,7 @@ from compress import graph as graphs
 from compress.graph import Graph, Node
 from compress.reference import column_stride, period
 from compress.reference_attention import finished
-from targets.plan import Plan, Task, constants, plan, scratch, window
+from targets.plan import Plan, Task, byte_of_view, constants, plan, scratch, window
 from train.say import GraphError
 
 
@@ -59,11 +59,11 @@ def stream(graph: Graph, hop: int) -> Stream:
     if hop <= 0 or hop % whole:
         raise GraphError(f"a hop of {hop} samples", f"a multiple of {whole}")
     flash = constants(graph)
-    roots = _roots(graph, local, flash)
+    roots = roots_of(graph, local)
     finals = roots[cut.inputs[0]]
     state, new = _flow(graph, local, cut, hop, flash, roots)
     column = {t: math.prod(graph.tensors[t].shape[:-1]) for t in roots}
-    sizes = {t: column[t] * new[t] for t in roots if roots[t] != finals}
+    sizes = {t: column[t] * (new[t] + state.get(roots[t], 0)) for t in roots if roots[t] != finals}
     ring = frozenset(t for t in roots if state.get(roots[t]))
     front = plan(Task(graph, local, sizes, [t for t in graph.inputs[:1] if t in sizes], [], ring, strided_views=False))
     sizes = {n.output: math.prod(graph.tensors[n.output].shape) for n in rest if n.output not in flash}
@@ -85,12 +85,13 @@ def macs(graph: Graph, hop: int) -> int:
     return round(new) + cost(rest)
 
 
-def _roots(graph: Graph, local: list[Node], flash: set[str]) -> dict[str, str]:
+def roots_of(graph: Graph, local: list[Node]) -> dict[str, str]:
     """Local tensor -> the tensor whose columns it shows under another shape."""
-    roots = {graph.inputs[0]: graph.inputs[0]}
+    flash, roots = constants(graph), {graph.inputs[0]: graph.inputs[0]}
     for n in local:
         if n.output not in flash:
-            roots[n.output] = roots[n.inputs[0]] if n.kind == "reshape" else n.output
+            alike = n.kind in ("reshape", "transpose") and byte_of_view(graph, n) is not None
+            roots[n.output] = roots[n.inputs[0]] if alike else n.output
     return roots
 
 
@@ -139,7 +140,7 @@ def first_needed(n: Node, place: int, done: int) -> int:
         return done * n.attrs["stride"] - n.attrs["pad"][0]
     if n.kind == "attention" and place in (1, 2, 4):
         size = n.attrs["size"]
-        return {"band": done - size, "block": done // size * size,
+        return {"band": done - size, "block": done // max(size, 1) * size,
                 "neighbourhood": done - (size - 1) // 2}[n.attrs["window"]]
     return done
 

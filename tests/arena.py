@@ -10,7 +10,7 @@ from compress import reference
 from compress.graph import Graph, Node
 from compress.reference import column_stride
 from targets import plan
-from targets.stream import Stream, columns_after, first_needed
+from targets.stream import Stream, columns_after, first_needed, roots_of
 
 GARBAGE = 85
 PIECES = 5      # in which a node that works in place reads and writes
@@ -73,10 +73,7 @@ class Streamer:
         self.local, (self.cut, *_) = graph.local_nodes()
         self.flash = plan.constants(graph)
         self.have = dict.fromkeys([graph.inputs[0], *(n.output for n in self.local if n.output not in self.flash)], 0)
-        self.root = {graph.inputs[0]: graph.inputs[0]}
-        for n in self.local:
-            if n.output not in self.flash:
-                self.root[n.output] = self.root[n.inputs[0]] if n.kind == "reshape" else n.output
+        self.root = roots_of(graph, self.local)
         self.state = {t: self._columns(t, np.empty(0, np.int8), 0) for t in set(self.root.values())}
         self.constants: dict[str, np.ndarray] = {}
 
@@ -98,7 +95,7 @@ class Streamer:
                 self.constants[n.output] = compute(n, [self.constants[t] for t in n.inputs])
                 continue
             out = self._produce(n, after)
-            if n.kind != "reshape":
+            if self.root[n.output] == n.output:
                 self._store(n.output, out)
             for t in {self.root[t] for t in n.inputs if t in self.root}:
                 if not any(self.root.get(i) == t for later in self._behind(n) for i in later.inputs):

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What Python calls: the engine behind functions of plain arguments. On a computer only; here memory may be allocated. */
+#include "ecg.h"
+
+#include <stdlib.h>
+
+typedef struct {
+    ecg_t engine;
+    void *memory;
+} ecg_host;
+
+extern const ecg_model model;
+
+/* A classifier of the library's model, or NULL and why in *error. */
+ecg_host *ecg_host_open(int *error)
+{
+    ecg_host *h = calloc(1, sizeof *h);
+    const uint32_t bytes = ecg_memory(&model);
+    *error = ECG_E_MEMORY;
+    if (h && (h->memory = aligned_alloc(8, bytes)))
+        *error = ecg_init(&h->engine, &model, h->memory, bytes);
+    if (*error != ECG_OK && h) {
+        free(h->memory);
+        free(h);
+        h = NULL;
+    }
+    return h;
+}
+
+void ecg_host_close(ecg_host *h)
+{
+    free(h->memory);
+    free(h);
+}
+
+void ecg_host_reset(ecg_host *h)
+{
+    ecg_reset(&h->engine);
+}
+
+uint32_t ecg_host_memory(void)
+{
+    return ecg_memory(&model);
+}
+
+/* n windows one after the other: inputs[i] are the codes of input i, sizes[i] of them for each window. */
+int ecg_host_windows(ecg_host *h, int32_t n, const int8_t *const *inputs, const int32_t *sizes, int8_t *logits)
+{
+    const int8_t *at[1 + ECG_SIDES];
+    for (int32_t w = 0; w < n; w++) {
+        for (int i = 0; i <= model.side_count && i <= ECG_SIDES; i++)
+            at[i] = inputs[i] + (size_t)w * (size_t)sizes[i];
+        const int error = ecg_window(&h->engine, at, logits + (size_t)w * model.classes);
+        if (error != ECG_OK)
+            return error;
+    }
+    return ECG_OK;
+}
+
+/* n frames of codes through the stream, without decision rule: logits of every decision, at most `room`. sides[i]: codes
+ * of side input i, sizes[i] of them for each decision, counted from the stream's start by *decided. */
+int32_t ecg_host_stream(ecg_host *h, const int8_t *codes, int32_t n, const int8_t *const *sides, const int32_t *sizes,
+                        int32_t *decided, int8_t *logits, int32_t room)
+{
+    const int8_t *at[ECG_SIDES] = {0};
+    int32_t found = 0;
+    for (int32_t taken = 0; taken < n && found < room;) {
+        int due;
+        for (int i = 0; i < model.side_count; i++)
+            at[i] = sides[i] + (size_t)*decided * (size_t)sizes[i];
+        taken += ecg_net_take(&h->engine.net, model.stream, codes + taken * model.leads, n - taken, &due);
+        const int8_t *got = due ? ecg_net_step(&h->engine.net, model.stream, at) : NULL;
+        for (uint16_t k = 0; got && k < model.classes; k++)
+            logits[found * model.classes + k] = got[k];
+        found += got != NULL;
+        *decided += got != NULL;
+    }
+    return found;
+}
