@@ -45,7 +45,7 @@ def attention(n: Node, args, endless: bool) -> np.ndarray:
         if pair:
             top = top - _weighted(n, "2", pair[0][..., rows], pair[1][..., cut], v[..., cut], seen, 0)
         out[..., rows] = clamp8((top + (1 << 39)) >> 40)
-    return out.reshape(out.shape[0], -1, *out.shape[3:])
+    return out.reshape(len(out), out.shape[1] * out.shape[2], *out.shape[3:])
 
 
 def _weighted(n: Node, which: str, q, k, v, seen, bias) -> np.ndarray:
