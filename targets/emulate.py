@@ -140,7 +140,7 @@ def count(elf: Path, on: Machine, *, seconds: float = SECONDS, words: str = "") 
     The two instructions that load the next name and call ecg_mark belong to the region before it.
     """
     image = Image(elf)
-    mark, text = image.symbols["ecg_mark"], image.sections[".text"]
+    mark, text = image.symbols.get("ecg_mark", toolchain.Symbol(0, 0, "", True)), image.sections[".text"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "counts"
         options = f"base={text.origin},size={text.length + text.length % 2},mark={mark.address},marked={mark.size}"

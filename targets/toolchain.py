@@ -125,27 +125,27 @@ def link(core: str, objects, elf: Path, script: Path, using: str | None = None) 
     return elf
 
 
-def script(path: Path, flash: Region, ram: Region, stack: int = 2048, model: int | None = None,
-           purpose: str = "Made by targets/toolchain.py.") -> Path:
-    """Write the linker script of a device. model: fixed address of the section .ecg_model, which then ends the flash;
-    without one it lies behind the code. stack: bytes."""
-    memory = [("FLASH", "rx", flash.origin, (model or flash.origin + flash.length) - flash.origin),
-              ("RAM", "rwx", ram.origin, ram.length)]
-    if model is not None:
-        if model % 16 or not flash.origin < model < flash.origin + flash.length:
+def script(path: Path, flash: Region, ram: Region, stack: int = 2048, model: int | Region | None = None) -> Path:
+    """Write the linker script of a device. stack: bytes.
+
+    model: where the section .ecg_model goes: an address inside the flash, which it then ends; another memory; or None,
+    behind the code.
+    """
+    if isinstance(model, int):
+        end = flash.origin + flash.length
+        if model % 16 or not flash.origin < model < end:
             raise UserError(f"the model cannot lie at {model:#x}",
-                            f"a multiple of 16 inside {flash.origin:#x}..{flash.origin + flash.length:#x}")
-        memory.append(("MODEL", "r", model, flash.origin + flash.length - model))
-    text = string.Template((BOOT / "link.ld").read_text()).substitute(
-        memory="\n".join(f"    {n} ({a}) : ORIGIN = {o:#x}, LENGTH = {size:#x}" for n, a, o, size in memory),
-        stack=stack, model="" if model is None else f"{model:#x} ", purpose=purpose,
-        where="FLASH" if model is None else "MODEL")
-    path.write_text(text)
+                            f"a multiple of 16 inside {flash.origin:#x}..{end:#x}")
+        flash, model = Region(flash.origin, model - flash.origin), Region(model, end - model)
+    memory = [("FLASH", "rx", flash), ("RAM", "rwx", ram)] + ([("MODEL", "r", model)] if model else [])
+    path.write_text(string.Template((BOOT / "link.ld").read_text()).substitute(
+        memory="\n".join(f"    {n} ({a}) : ORIGIN = {r.origin:#x}, LENGTH = {r.length:#x}" for n, a, r in memory),
+        stack=stack, where="MODEL" if model else "FLASH"))
     return path
 
 
-def image(core: str, sources, elf: Path, flash: Region, ram: Region, *, stack: int = 2048, model: int | None = None,
-          include=(), flags=(), startup=STARTUP, using: str | None = None) -> Path:
+def image(core: str, sources, elf: Path, flash: Region, ram: Region, *, stack: int = 2048,
+          model: int | Region | None = None, include=(), flags=(), startup=STARTUP, using: str | None = None) -> Path:
     """Sources to a bootable ELF file; objects and linker script lie beside it in <name>.build/."""
     work = elf.with_suffix(".build")
     objects = compile(core, [*startup, *sources], work, include, flags, using)

@@ -71,17 +71,21 @@ ecg_reset:
     .pool
     .size ecg_reset, . - ecg_reset
 
-/* The stack may be what overflowed: the handler starts on a fresh one. r0: the frame that the core pushed */
+/* ecg_fault_taken(the frame that the core pushed, EXC_RETURN). Where the stack has overflowed or is about to, the handler
+ * starts on a fresh one. */
     .section .text.ecg_fault_entry, "ax"
     .type ecg_fault_entry, %function
     .thumb_func
 ecg_fault_entry:
     mrs r0, msp
     mov r1, lr
+    ldr r2, =ecg_stack_bottom + 256
+    cmp r0, r2
+    bhs 1f
     ldr r2, =ecg_stack_top
     msr msp, r2
-    bl ecg_fault_taken
-1:  b 1b
+1:  bl ecg_fault_taken
+2:  b 2b
     .pool
     .size ecg_fault_entry, . - ecg_fault_entry
 

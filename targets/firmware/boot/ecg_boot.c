@@ -5,6 +5,7 @@
 #define BFAR (*(volatile uint32_t *)0xe000ed38u)
 #define AIRCR (*(volatile uint32_t *)0xe000ed0cu)
 #define PAINT 0xc5c5c5c5u
+#define STKOF (1u << 20)        /* in CFSR: the core met the stack's limit and pushed no frame */
 
 /* placed by the linker script */
 extern uint32_t ecg_data_load[], ecg_data_start[], ecg_data_end[], ecg_bss_start[], ecg_bss_end[];
@@ -33,15 +34,15 @@ void ecg_start(void)
 void ecg_fault_taken(const uint32_t *frame, uint32_t link)
 {
     ecg_fault_note note = { .magic = ECG_FAULTED, .lr = link, .sp = (uint32_t)(uintptr_t)frame };
-    if (frame >= ecg_stack_bottom && frame + 8 <= ecg_stack_top) {
-        note.lr = frame[5];
-        note.pc = frame[6];
-        note.psr = frame[7];
-    }
 #if !defined(__ARM_ARCH_6M__)
     note.status = CFSR;
     note.address = BFAR;
 #endif
+    if (!(note.status & STKOF) && frame >= ecg_stack_bottom && frame + 8 <= ecg_stack_top) {
+        note.lr = frame[5];
+        note.pc = frame[6];
+        note.psr = frame[7];
+    }
     ecg_fault(&note);
     for (;;)
         ;

@@ -73,6 +73,7 @@ int32_t ecg_read(int32_t file, void *to, uint32_t bytes)
     return 0;
 }
 
+#ifndef ECG_FAULT_RESETS
 /* A fault ends the run and says where it was. */
 void ecg_fault(const ecg_fault_note *note)
 {
@@ -87,3 +88,4 @@ void ecg_fault(const ecg_fault_note *note)
     ecg_print(note->pc ? "\n" : " (stack overflow?)\n");
     ecg_exit(70);
 }
+#endif
