@@ -8,7 +8,7 @@ import importlib
 
 from train.say import MissingError, choose
 
-TARGETS = {"arm": "targets.arm"}
+TARGETS = {"arm": "targets.arm", "host": "targets.host"}
 
 
 def load(name: str):

@@ -1,160 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generated C on this computer: the same files through its own compiler, called from Python.
+"""This computer, by the C of the microcontrollers: the bit-exact twin of a device, and the runner for small computers.
 
-This is the bit-exact twin of the microcontroller's code, and the runner for computers of the Raspberry Pi's class.
+Files in runs/<name>/host/: model.c, model.h, kernels.c (generated) and model.so, the shared library. The compiler may
+use what this processor has; the bits stay those of the reference.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import subprocess
-import tempfile
-from dataclasses import dataclass
+import functools
+import math
+import platform
 from pathlib import Path
 
 import numpy as np
 
+from compress import reference
 from compress.graph import Graph
-from targets import c_model, toolchain
-from targets.pack import CORES, Core
-from targets.target import Built, UserError
+from targets import c_model, target, toolchain, twin
+from targets.pack import CORES
+from targets.target import Built
+from train import say
 from train.manifest import Manifest
-from train.say import MissingError
+from train.say import UserError
 
-C = Path(__file__).parent / "c"
-ENGINE = ("ecg.c", "ecg_net.c")
-FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function")
-ROOM = 4096         # decisions fetched in one call
+NATIVE = ("-mcpu=native",) if platform.machine().startswith(("aarch64", "arm")) else ("-march=native",)
+FLAGS = (*twin.FLAGS, *NATIVE)
 
 
-def sources(kernels) -> list[Path]:
-    """The files of targets/c/ that hold these kernels."""
-    found = {}
-    for path in sorted(C.glob("*.c")):
-        text = path.read_text()
-        found |= {k: path for k in kernels if f"\nvoid ecg_{k}(" in text}
-    lost = set(kernels) - set(found)
-    if lost:
-        raise MissingError(f"no C for the kernels {', '.join(sorted(lost))}", "a file of targets/c/ that defines them")
-    return sorted(set(found.values()))
+def missing() -> str | None:
+    """What keeps C from being compiled here."""
+    return toolchain.missing("host")
 
 
-@dataclass(frozen=True)
-class Objects:
-    """Compiles C files of this project once and keeps the objects in `folder`; flags and headers count."""
-
-    folder: Path
-    flags: tuple[str, ...] = FLAGS
-
-    def __call__(self, path: Path) -> Path:
-        """The object of a file."""
-        headers = b"".join(h.read_bytes() for h in sorted([*C.glob("*.h"), *C.glob("*.def")]))
-        name = hashlib.sha256(repr(self.flags).encode() + headers + path.read_bytes()).hexdigest()[:16]
-        target = self.folder / f"{path.stem}-{name}.o"
-        if not target.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # another process may make the same one: the name appears when it is whole
-            with tempfile.TemporaryDirectory(dir=self.folder) as work:
-                made = Path(work) / "object.o"
-                cc(self.flags, "-c", path, "-o", made)
-                os.replace(made, target)
-        return target
+def lower(graph: Graph, manifest: Manifest, out: Path) -> None:
+    """Write the model as C."""
+    twin.write(c_model.generate(graph, manifest, CORES["host"]), out)
 
 
-def cc(flags, *arguments) -> None:
-    """Run this computer's compiler; UserError with its words."""
+def build(out: Path, board: dict | None) -> Built:
+    """Compile it and check the golden windows; UserError unless every bit is the reference's."""
+    manifest, graph = target.open_run(out.parent)
+    source = c_model.generate(graph, manifest, CORES["host"])
+    library = twin.compile(source.kernels, out, twin.Objects(out / "objects", FLAGS))
+    inputs, expected = target.golden(out.parent, graph)
+    compiled = twin.Twin(library, graph)
+    wrong = int((compiled.run(inputs) != expected).any(1).sum())
+    if wrong:
+        raise UserError(f"{library} differs from the reference in {wrong} of {len(expected)} golden windows",
+                        "the same bits", "python bench/parity.py --target host names the first layer that differs")
     compiler = toolchain.compiler("host")
-    done = subprocess.run([*compiler.command, *flags, f"-I{C}", *map(os.fspath, arguments)], capture_output=True,
-                          text=True, errors="replace")
-    if done.returncode:
-        raise UserError(f"{compiler.name} failed:\n{done.stderr[:2000]}", "C that compiles")
+    say.info(f"{len(expected)} golden windows, every bit as the reference; {compiler.version()}")
+    return Built(library, graph.weight_bytes, compiled.memory, {"form": "int8", "compiler": compiler.version(),
+                                                              "flags": list(FLAGS), "machine": say.machine()})
 
 
-def build_twin(graph: Graph, manifest: Manifest | None, out: Path, core: Core = CORES["host"], objects=None,
-               flags=FLAGS, **options) -> Path:
-    """Generate and compile a model into out/model.so; `options` are those of c_model.generate."""
-    source = c_model.generate(graph, manifest, core, **options)
-    objects = objects or Objects(out / "objects", flags)
-    out.mkdir(parents=True, exist_ok=True)
-    texts = {"model.c": source.code, "model.h": source.header, "kernels.c": c_model.kernel_table(source.kernels)}
-    for name, text in texts.items():
-        (out / name).write_text(text)
-    library = out / "model.so"
-    made = [objects(p) for p in [*sources(source.kernels), *(C / name for name in ENGINE), C / "host" / "ecg_host.c"]]
-    cc(objects.flags, f"-I{out}", out / "model.c", out / "kernels.c", *made, "-o", library)
-    return library
+@functools.lru_cache(maxsize=4)
+def _twin(library: Path, changed: int) -> twin.Twin:
+    return twin.Twin(library, target.open_run(library.parent.parent)[1])
 
 
-class Twin:
-    """A compiled model. Inputs are int8 as the manifest names them; logits are int8."""
-
-    def __init__(self, library: Path, graph: Graph):
-        self.graph = graph
-        self.classes = graph.tensors[graph.output].shape[0]
-        self._library = lib = ctypes.CDLL(os.fspath(library.resolve()))
-        lib.ecg_host_open.restype = ctypes.c_void_p
-        lib.ecg_host_memory.restype = ctypes.c_uint32
-        error = ctypes.c_int()
-        self._state = ctypes.c_void_p(lib.ecg_host_open(ctypes.byref(error)))
-        if not self._state:
-            raise UserError(f"{library} does not start: error {error.value} of ecg.h", "a build of this release",
-                            "build it again: python targets/deploy.py --target host --run R")
-        self._decided = ctypes.c_int32()
-
-    def __del__(self):
-        if getattr(self, "_state", None):
-            self._library.ecg_host_close(self._state)
-            self._state = None
-
-    @property
-    def memory(self) -> int:
-        """Bytes of RAM that the engine takes from its caller."""
-        return self._library.ecg_host_memory()
-
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """int8 logits (window, class) of a batch of windows."""
-        arrays = [np.ascontiguousarray(inputs[name], np.int8) for name in self.graph.inputs]
-        count = len(arrays[0])
-        logits = np.empty((count, self.classes), np.int8)
-        sizes = (ctypes.c_int32 * len(arrays))(*(a[0].size if count else 0 for a in arrays))
-        error = self._library.ecg_host_windows(self._state, count, _pointers(arrays), sizes, _pointer(logits))
-        if error:
-            raise UserError(f"the build does not evaluate single windows (error {error} of ecg.h)",
-                            "a build with the window form", "python targets/deploy.py --target host --run R")
-        return logits
-
-    def reset(self) -> None:
-        """A new record begins."""
-        self._library.ecg_host_reset(self._state)
-        self._decided.value = 0
-
-    def push(self, codes: np.ndarray, sides: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """int8 (lead, n) -> int8 (decision, class) of the decisions they complete; sides int8 (decision, *shape) from
-        the record's first decision on."""
-        frames = np.ascontiguousarray(codes.T, np.int8)
-        arrays = [np.ascontiguousarray(sides[name], np.int8) for name in self.graph.inputs[1:]]
-        sizes = (ctypes.c_int32 * max(len(arrays), 1))(*(a[0].size for a in arrays))
-        parts, at = [], 0
-        # a call may decide ROOM times; a step is a sample at least
-        for at in range(0, len(frames), ROOM):
-            part = frames[at:at + ROOM]
-            logits = np.empty((len(part), self.classes), np.int8)
-            found = self._library.ecg_host_stream(self._state, _pointer(part), len(part), _pointers(arrays), sizes,
-                                                  ctypes.byref(self._decided), _pointer(logits), len(part))
-            parts.append(logits[:found])
-        return np.concatenate(parts) if parts else np.empty((0, self.classes), np.int8)
-
-    def stream(self, record: dict[str, np.ndarray]) -> np.ndarray:
-        """What reference.stream gives: a whole record, int8 (lead, time) and sides (decision, *shape)."""
-        self.reset()
-        return self.push(record[self.graph.inputs[0]], {n: record[n] for n in self.graph.inputs[1:]})
+def _opened(built: Built) -> twin.Twin:
+    return _twin(built.path, built.path.stat().st_mtime_ns)
 
 
-def _pointer(array: np.ndarray):
-    return array.ctypes.data_as(ctypes.c_void_p)
+def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """int8 logits; the library stays open between calls."""
+    return _opened(built).run(inputs)
 
 
-def _pointers(arrays):
-    return (ctypes.c_void_p * max(len(arrays), 1))(*(a.ctypes.data for a in arrays))
+def calls(graph: Graph, built: Built, inputs: dict[str, np.ndarray], threads: int) -> dict:
+    """form -> a function that evaluates the first window, for timing. The C runs on one thread."""
+    one = {name: x[:1] for name, x in inputs.items()}
+    return {"int8": functools.partial(_opened(built).run, one)}
+
+
+def trace(graph: Graph, built: Built, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every tensor of the graph as int8 codes (window, *shape)."""
+    manifest, _ = target.open_run(built.path.parent.parent)
+    window = c_model.generate(graph, manifest, CORES["host"]).programs["window"]
+    shapes = {c.node.output: graph.tensors[c.node.output].shape for c in window.calls}
+    found = _opened(built).trace(inputs, [math.prod(s) for s in shapes.values()])
+    values = inputs | {t: x.reshape(-1, *s) for (t, s), x in zip(shapes.items(), found, strict=True)}
+    for n in graph.nodes:           # views and constants, for which no kernel runs
+        if n.output not in values:
+            reference.execute([n], values)
+    return values
+
+
+def flash(built: Built, port: str | None) -> None:
+    """Nothing is flashed on a computer."""
+    folder = built.path.parent.parent
+    say.info(f"copy the folder {folder} to the computer and run there: "
+             f"python targets/deploy.py --run {folder.name} --target host, which compiles for its processor")

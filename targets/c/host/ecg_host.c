@@ -4,6 +4,7 @@
 #include "ecg.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     ecg_t engine;
@@ -56,6 +57,25 @@ int ecg_host_windows(ecg_host *h, int32_t n, const int8_t *const *inputs, const 
             return error;
     }
     return ECG_OK;
+}
+
+static void copy_out(void *context, uint16_t node, const ecg_view *out)
+{
+    const ecg_node *n = &model.window->nodes[node];
+    int8_t **to = context;
+    for (uint16_t row = 0; row < model.window->tensors[n->out].rows; row++, *to += out->end - out->first)
+        memcpy(*to, out->data + row * out->pitch, (size_t)(out->end - out->first));
+}
+
+/* One window; every node's output goes to `out`, one behind the other. */
+int ecg_host_trace(ecg_host *h, const int8_t *const *inputs, int8_t *out)
+{
+    int8_t logits[256];
+    h->engine.net.watch = copy_out;
+    h->engine.net.context = &out;
+    const int error = model.classes > sizeof logits ? ECG_E_MEMORY : ecg_window(&h->engine, inputs, logits);
+    h->engine.net.watch = NULL;
+    return error;
 }
 
 /* n frames of codes through the stream, without decision rule: logits of every decision, at most `room`. sides[i]: codes

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generated C on this computer: the same files through its own compiler, called from Python.
+
+This is the bit-exact twin of the microcontroller's code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.graph import Graph
+from targets import c_model, toolchain
+from targets.pack import CORES, Core
+from train import runs
+from train.manifest import Manifest
+from train.say import MissingError, UserError
+
+C = Path(__file__).parent / "c"
+ENGINE = ("ecg.c", "ecg_net.c")
+FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function")
+ROOM = 4096         # decisions fetched in one call
+
+
+def sources(kernels) -> list[Path]:
+    """The files of targets/c/ that hold these kernels."""
+    found = {}
+    for path in sorted(C.glob("*.c")):
+        text = path.read_text()
+        found |= {k: path for k in kernels if f"\nvoid ecg_{k}(" in text}
+    lost = set(kernels) - set(found)
+    if lost:
+        raise MissingError(f"no C for the kernels {', '.join(sorted(lost))}", "a file of targets/c/ that defines them")
+    return sorted(set(found.values()))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Compiles C files of this project once and keeps the objects in `folder`; flags and headers count."""
+
+    folder: Path
+    flags: tuple[str, ...] = FLAGS
+
+    def __call__(self, path: Path) -> Path:
+        """The object of a file."""
+        headers = b"".join(h.read_bytes() for h in sorted([*C.glob("*.h"), *C.glob("*.def")]))
+        name = hashlib.sha256(repr(self.flags).encode() + headers + path.read_bytes()).hexdigest()[:16]
+        target = self.folder / f"{path.stem}-{name}.o"
+        if not target.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # another process may make the same one: the name appears when it is whole
+            with tempfile.TemporaryDirectory(dir=self.folder) as work:
+                made = Path(work) / "object.o"
+                cc(self.flags, "-c", path, "-o", made)
+                os.replace(made, target)
+        return target
+
+
+def cc(flags, *arguments) -> None:
+    """Run this computer's compiler; UserError with its words."""
+    compiler = toolchain.compiler("host")
+    done = subprocess.run([*compiler.command, *flags, f"-I{C}", *map(os.fspath, arguments)], capture_output=True,
+                          text=True, errors="replace")
+    if done.returncode:
+        raise UserError(f"{compiler.name} failed:\n{done.stderr[:2000]}", "C that compiles")
+
+
+def write(source: c_model.Source, out: Path) -> None:
+    """model.c, model.h and kernels.c into `out`."""
+    runs.write(out, {"model.c": source.code, "model.h": source.header,
+                     "kernels.c": c_model.kernel_table(source.kernels)})
+
+
+def compile(kernels, out: Path, objects: Objects) -> Path:
+    """What `write` wrote, with the engine, as out/model.so."""
+    library = out / "model.so"
+    made = [objects(p) for p in [*sources(kernels), *(C / name for name in ENGINE), C / "host" / "ecg_host.c"]]
+    cc(objects.flags, f"-I{out}", out / "model.c", out / "kernels.c", *made, "-o", library)
+    return library
+
+
+def build(graph: Graph, manifest: Manifest | None, out: Path, core: Core = CORES["host"],
+          objects: Objects | None = None, **options) -> Path:
+    """Generate and compile a model into out/model.so; `options` are those of c_model.generate."""
+    source = c_model.generate(graph, manifest, core, **options)
+    write(source, out)
+    return compile(source.kernels, out, objects or Objects(out / "objects"))
+
+
+class Twin:
+    """A compiled model. Inputs are int8 as the manifest names them; logits are int8."""
+
+    def __init__(self, library: Path, graph: Graph):
+        self.graph = graph
+        self.classes = graph.tensors[graph.output].shape[0]
+        self._library = lib = ctypes.CDLL(os.fspath(library.resolve()))
+        lib.ecg_host_open.restype = ctypes.c_void_p
+        lib.ecg_host_memory.restype = ctypes.c_uint32
+        error = ctypes.c_int()
+        self._state = ctypes.c_void_p(lib.ecg_host_open(ctypes.byref(error)))
+        if not self._state:
+            raise UserError(f"{library} does not start: error {error.value} of ecg.h", "a build of this release",
+                            "build it again: python targets/deploy.py --target host --run R")
+        self._decided = ctypes.c_int32()
+
+    def __del__(self):
+        if getattr(self, "_state", None):
+            self._library.ecg_host_close(self._state)
+            self._state = None
+
+    @property
+    def memory(self) -> int:
+        """Bytes of RAM that the engine takes from its caller."""
+        return self._library.ecg_host_memory()
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """int8 logits (window, class) of a batch of windows."""
+        arrays = [np.ascontiguousarray(inputs[name], np.int8) for name in self.graph.inputs]
+        count = len(arrays[0])
+        logits = np.empty((count, self.classes), np.int8)
+        sizes = (ctypes.c_int32 * len(arrays))(*(a[0].size if count else 0 for a in arrays))
+        error = self._library.ecg_host_windows(self._state, count, _pointers(arrays), sizes, _pointer(logits))
+        if error:
+            raise UserError(f"the build does not evaluate single windows (error {error} of ecg.h)",
+                            "a build with the window form", "python targets/deploy.py --target host --run R")
+        return logits
+
+    def trace(self, inputs: dict[str, np.ndarray], sizes: list[int]) -> list[np.ndarray]:
+        """int8 (window, size) of every call of the window program, in its order; `sizes` are the codes each writes."""
+        arrays = [np.ascontiguousarray(inputs[name], np.int8) for name in self.graph.inputs]
+        out = np.empty((len(arrays[0]), sum(sizes)), np.int8)
+        for window in range(len(out)):
+            error = self._library.ecg_host_trace(self._state, _pointers([a[window] for a in arrays]),
+                                                 _pointer(out[window]))
+            if error:
+                raise UserError(f"the build does not evaluate single windows (error {error} of ecg.h)")
+        return np.split(out, np.cumsum(sizes)[:-1], axis=1)
+
+    def reset(self) -> None:
+        """A new record begins."""
+        self._library.ecg_host_reset(self._state)
+        self._decided.value = 0
+
+    def push(self, codes: np.ndarray, sides: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """int8 (lead, n) -> int8 (decision, class) of the decisions they complete; sides int8 (decision, *shape) from
+        the record's first decision on."""
+        frames = np.ascontiguousarray(codes.T, np.int8)
+        arrays = [np.ascontiguousarray(sides[name], np.int8) for name in self.graph.inputs[1:]]
+        sizes = (ctypes.c_int32 * max(len(arrays), 1))(*(a[0].size for a in arrays))
+        parts, at = [], 0
+        # a call may decide ROOM times; a step is a sample at least
+        for at in range(0, len(frames), ROOM):
+            part = frames[at:at + ROOM]
+            logits = np.empty((len(part), self.classes), np.int8)
+            found = self._library.ecg_host_stream(self._state, _pointer(part), len(part), _pointers(arrays), sizes,
+                                                  ctypes.byref(self._decided), _pointer(logits), len(part))
+            parts.append(logits[:found])
+        return np.concatenate(parts) if parts else np.empty((0, self.classes), np.int8)
+
+    def stream(self, record: dict[str, np.ndarray]) -> np.ndarray:
+        """What reference.stream gives: a whole record, int8 (lead, time) and sides (decision, *shape)."""
+        self.reset()
+        return self.push(record[self.graph.inputs[0]], {n: record[n] for n in self.graph.inputs[1:]})
+
+
+def _pointer(array: np.ndarray):
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def _pointers(arrays):
+    return (ctypes.c_void_p * max(len(arrays), 1))(*(a.ctypes.data for a in arrays))
