@@ -17,7 +17,7 @@
     .balign 4
 ecg_vectors:
     .word ecg_stack_top
-    .word ecg_reset
+    .word ecg_boot
     .rept 5                     /* NMI, HardFault, MemManage, BusFault, UsageFault */
     .word ecg_fault_entry
     .endr
@@ -30,11 +30,11 @@ ecg_vectors:
     .endr
     .size ecg_vectors, . - ecg_vectors
 
-    .section .text.ecg_reset, "ax"
-    .global ecg_reset
-    .type ecg_reset, %function
+    .section .text.ecg_boot, "ax"
+    .global ecg_boot
+    .type ecg_boot, %function
     .thumb_func
-ecg_reset:
+ecg_boot:
 #if defined(__ARM_FP) || defined(__ARM_FEATURE_MVE)
     ldr r0, =0xe000ed88         /* CPACR: before any code that a compiler made, it may use vectors at once */
     ldr r1, [r0]
@@ -66,10 +66,10 @@ ecg_reset:
 1:  stmia r0!, {r2}
     cmp r0, r1
     blo 1b
-    bl ecg_start
+    bl ecg_boot_c
 2:  b 2b
     .pool
-    .size ecg_reset, . - ecg_reset
+    .size ecg_boot, . - ecg_boot
 
 /* ecg_fault_taken(the frame that the core pushed, EXC_RETURN). Where the stack has overflowed or is about to, the handler
  * starts on a fresh one. */

@@ -11,14 +11,14 @@
 extern uint32_t ecg_data_load[], ecg_data_start[], ecg_data_end[], ecg_bss_start[], ecg_bss_end[];
 extern uint32_t ecg_stack_bottom[], ecg_stack_top[];
 
-void ecg_start(void);
+void ecg_boot_c(void);
 void ecg_fault_taken(const uint32_t *frame, uint32_t link);
 
 ecg_fault_note ecg_faulted __attribute__((section(".noinit")));
 
 /* Reset has set up the stack and the coprocessors; variables come next. Loops, not memcpy: a library may be slower to
  * start with than these words. */
-void ecg_start(void)
+void ecg_boot_c(void)
 {
     const uint32_t *from = ecg_data_load;
     for (volatile uint32_t *to = ecg_data_start; to < ecg_data_end; to++)
