@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -30,15 +31,18 @@ ROOM = 4096         # decisions fetched in one call
 
 
 def sources(kernels) -> list[Path]:
-    """The files of targets/c/ that hold these kernels."""
-    found = {}
-    for path in sorted(C.glob("*.c")):
-        text = path.read_text()
-        found |= {k: path for k in kernels if f"\nvoid ecg_{k}(" in text}
-    lost = set(kernels) - set(found)
+    """The files of targets/c/ that hold these kernels, and those that they call."""
+    texts = {path: path.read_text() for path in sorted(C.glob("*.c"))}
+    homes = {k: path for path, text in texts.items() for k in re.findall(r"^void ecg_(\w+)\(", text, re.MULTILINE)}
+    lost = set(kernels) - set(homes)
     if lost:
         raise MissingError(f"no C for the kernels {', '.join(sorted(lost))}", "a file of targets/c/ that defines them")
-    return sorted(set(found.values()))
+    found, wanted = set(), {homes[k] for k in kernels}
+    while wanted:           # a variant may leave some layers to the plain kernel
+        found |= wanted
+        called = {k for path in wanted for k in re.findall(r"\becg_(\w+)\(", texts[path])}
+        wanted = {homes[k] for k in called if k in homes} - found
+    return sorted(found)
 
 
 @dataclass(frozen=True)
