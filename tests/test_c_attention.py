@@ -19,7 +19,7 @@ from targets.stream import first_needed
 from tests import ckernels, graphs
 
 CORES = ("host", "m4")      # the plain kernel, and the DSP one by its portable twin
-SOURCES = ("attention.c",)
+SOURCES = ("attention.c", "attention_dsp.c")
 
 
 def kernels():

@@ -10,11 +10,11 @@
  */
 #include "ecg_attention.h"
 
-/* Scores of query t at the keys from .. to - 1, as int32. Returns the largest. */
+/* Scores of query t at the keys that it sees. Returns the largest. */
 static int32_t scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_view *k, int32_t head, int32_t t,
-                      int32_t from, int32_t to, int32_t *score)
+                      ecg_range see, int32_t *score)
 {
-    const int32_t depth = a->d * a->leads, keys = to - from;
+    const int32_t depth = a->d * a->leads, keys = see.to - see.from, from = see.from;
     const int8_t *query = q->data + head * depth * q->pitch + (t - q->first);
     const int8_t *key = k->data + head * depth * k->pitch + (from - k->first);
     const int32_t *bias = a->bias ? a->bias + head * (2 * a->size - 1) + (from - t + a->size - 1) : NULL;
@@ -62,19 +62,20 @@ void ecg_attention(const void *layer, const ecg_view *in, const ecg_view *out, v
     const int32_t width = a->dv * a->leads;
     for (int32_t head = 0; head < a->heads; head++) {
         for (int32_t t = out->first; t < out->end; t++) {
-            int32_t from, to, *e = scratch;
-            ecg_attention_keys(a, k, t, &from, &to);
-            const int32_t keys = to - from;
-            const int32_t top = scores(a, q, k, head, t, from, to, e);
+            const ecg_range see = ecg_attention_keys(a, k, t);
+            const int32_t keys = see.to - see.from;
+            int32_t *const e = scratch;
+            const int32_t top = scores(a, q, k, head, t, see, e);
             const int32_t sum = weights(a->table, a->score_mul, a->score_shift, top, keys, e);
             const int32_t factor = ecg_attention_factor(sum, a->out_mul);
-            int32_t *e2 = e + keys, factor2 = 0;
+            int32_t *const e2 = e + keys;
+            int32_t factor2 = 0;
             if (a->pair) {
-                const int32_t top2 = scores(a, &in[3], &in[4], head, t, from, to, e2);
+                const int32_t top2 = scores(a, &in[3], &in[4], head, t, see, e2);
                 const int32_t sum2 = weights(a->table, a->score_mul2, a->score_shift2, top2, keys, e2);
                 factor2 = ecg_attention_factor(sum2, a->out_mul2);
             }
-            const int8_t *value = v->data + head * width * v->pitch + (from - v->first);
+            const int8_t *value = v->data + head * width * v->pitch + (see.from - v->first);
             int8_t *to_out = out->data + head * width * out->pitch + (t - out->first);
             for (int32_t row = 0; row < width; row++) {
                 int64_t sums = (int64_t)weighted(e, value, keys) * factor;

@@ -9,23 +9,27 @@
 
 enum { ECG_EXP_ENTRIES = 1024 };
 
-/* The keys from .. to - 1 of query t. Columns are absolute: blocks count from column 0. */
-static inline void ecg_attention_keys(const ecg_attention_layer *a, const ecg_view *k, int32_t t, int32_t *from,
-                                      int32_t *to)
+/* columns from .. to - 1 */
+typedef struct {
+    int32_t from, to;
+} ecg_range;
+
+/* The keys of query t. Columns are absolute: blocks count from column 0. */
+static inline ecg_range ecg_attention_keys(const ecg_attention_layer *a, const ecg_view *k, int32_t t)
 {
     const int32_t size = a->size;
-    *from = k->first;
-    *to = k->end;
+    int32_t from = k->first, to = k->end;
     if (a->window == ECG_BAND) {
-        *from = ecg_clamp(t - size, k->first, k->end);
-        *to = ecg_clamp(t + size + 1, k->first, k->end);
+        from = t - size;
+        to = t + size + 1;
     } else if (a->window == ECG_BLOCK) {
-        *from = ecg_clamp(t / size * size, k->first, k->end);
-        *to = ecg_clamp(t / size * size + size, k->first, k->end);
+        from = t / size * size;
+        to = from + size;
     } else if (a->window == ECG_NEIGHBOURHOOD) {
-        *from = ecg_clamp(t - (size - 1) / 2, k->first, k->end - size);
-        *to = *from + size;
+        from = ecg_clamp(t - (size - 1) / 2, k->first, k->end - size);
+        to = from + size;
     }
+    return (ecg_range){from > k->first ? from : k->first, to < k->end ? to : k->end};
 }
 
 /* floor(2^40 / sum) for 2^14 <= sum < 2^24, the sums of 1 .. 1023 weights of which the largest is 2^14.
