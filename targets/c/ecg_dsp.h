@@ -70,6 +70,14 @@ static inline int32_t ecg_ssat8(int32_t x)
     return code;
 }
 
+/* both clamped to 0 .. 255 */
+static inline uint32_t ecg_usat16(uint32_t pair)
+{
+    uint32_t clamped;
+    __asm__("usat16 %0, #8, %1" : "=r"(clamped) : "r"(pair));
+    return clamped;
+}
+
 /* the low bytes of four values, side by side */
 static inline uint32_t ecg_pack4(int32_t a, int32_t b, int32_t c, int32_t d)
 {
@@ -79,11 +87,11 @@ static inline uint32_t ecg_pack4(int32_t a, int32_t b, int32_t c, int32_t d)
     return word;
 }
 
-/* four codes, at least 0 where mask is ECG_RELU, as they are where it is 0 */
-static inline uint32_t ecg_relu4(uint32_t codes, uint32_t mask)
+/* of four unsigned bytes x - y, at least 0 */
+static inline uint32_t ecg_uqsub8(uint32_t x, uint32_t y)
 {
     uint32_t word;
-    __asm__("uqsub8 %0, %1, %2" : "=r"(word) : "r"(codes ^ mask), "r"(mask));
+    __asm__("uqsub8 %0, %1, %2" : "=r"(word) : "r"(x), "r"(y));
     return word;
 }
 
@@ -119,19 +127,25 @@ static inline int32_t ecg_ssat8(int32_t x)
     return ecg_clamp(x, -128, 127);
 }
 
+static inline uint32_t ecg_usat16(uint32_t pair)
+{
+    return ecg_firsts((uint32_t)ecg_clamp((int16_t)(pair & 0xffff), 0, 255),
+                      (uint32_t)ecg_clamp((int16_t)(pair >> 16), 0, 255));
+}
+
 static inline uint32_t ecg_pack4(int32_t a, int32_t b, int32_t c, int32_t d)
 {
     return (uint32_t)(a & 0xff) | (uint32_t)(b & 0xff) << 8 | (uint32_t)(c & 0xff) << 16 | (uint32_t)d << 24;
 }
 
-static inline uint32_t ecg_relu4(uint32_t codes, uint32_t mask)
+static inline uint32_t ecg_uqsub8(uint32_t x, uint32_t y)
 {
     uint32_t word = 0;
 
     for (int i = 0; i < 32; i += 8) {
-        uint32_t code = (codes ^ mask) >> i & 0xff, least = mask >> i & 0xff;
+        uint32_t code = x >> i & 0xff, less = y >> i & 0xff;
 
-        word |= (code > least ? code - least : 0) << i;
+        word |= (code > less ? code - less : 0) << i;
     }
     return word;
 }
@@ -139,6 +153,12 @@ static inline uint32_t ecg_relu4(uint32_t codes, uint32_t mask)
 #endif
 
 #define ECG_RELU 0x80808080u
+
+/* four codes, at least 0 where mask is ECG_RELU, as they are where it is 0 */
+static inline uint32_t ecg_relu4(uint32_t codes, uint32_t mask)
+{
+    return ecg_uqsub8(codes ^ mask, mask);
+}
 
 /* requantize four sums that share a multiplier; no shift */
 static inline uint32_t ecg_requantize4(int32_t a, int32_t b, int32_t c, int32_t d, int32_t mul, uint32_t mask)
