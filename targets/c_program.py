@@ -263,9 +263,9 @@ def _flow(n: Node) -> tuple[str, int, int, int]:
 
 def _check_local(graph: Graph, n: Node) -> None:
     """GraphError for what cannot be computed column by column."""
-    last = len(graph.tensors[n.output].shape) - 1
+    last = len(graph.tensors[n.inputs[0] if n.inputs else n.output].shape) - 1
     axes = n.attrs.get("axes", [n.attrs["axis"]] if "axis" in n.attrs else [])
-    if (n.kind in WHOLE_SIGNAL or n.attrs.get("window") == "global" or (n.kind in ("max", "mean") and last + 1 in axes)
-            or last in axes and n.kind in ("concat", "slice") or (n.kind == "transpose" and n.attrs["perm"][-1] != last)):
+    moved = n.kind == "transpose" and n.attrs["perm"][-1] != last
+    if n.kind in WHOLE_SIGNAL or n.attrs.get("window") == "global" or last in axes or moved:
         raise GraphError(f"{n.name}: {n.kind} needs the whole signal, but lies in front of the boundary",
                          "layers that look at a stretch of time only", "put it behind the boundary")

@@ -30,9 +30,17 @@ def pair(graph: Graph, n: Node, core: Core) -> Layer:
     operands = [volume(graph.tensors[t].shape) for t in n.inputs]
     repeat = [sum(1 << axis for axis in range(3) if x[axis] < shape[axis]) for x in operands]
     mul = n.attrs["mul"] if n.kind == "add" else [n.attrs["mul"], 0]
-    return Layer(n.kind, "ecg_pair_layer", {
+    kernel = "add_dsp" if n.kind == "add" and core.dsp and not any(repeat) and _short(n) else n.kind
+    return Layer(kernel, "ecg_pair_layer", {
         "mul": list(mul), "channels": shape[0], "leads": shape[1], "repeat": repeat, "shift": n.attrs["shift"],
         "relu": int(n.attrs.get("relu", False))})
+
+
+def _short(n: Node) -> bool:
+    """Whether a sum and the 128 that add_dsp adds to it fit 16 bits once they are shifted, whatever the codes."""
+    shift = n.attrs["shift"]
+    most = 128 * sum(abs(m) for m in n.attrs["mul"]) + (1 << (shift - 1))
+    return (most >> shift) + 128 < 1 << 15
 
 
 def table(graph: Graph, n: Node, core: Core) -> Layer:
@@ -52,7 +60,7 @@ def reduction(graph: Graph, n: Node, core: Core) -> Layer:
     """max and mean."""
     shape = graph.tensors[n.inputs[0]].shape
     channels, leads, _ = volume(shape)
-    return Layer(n.kind, "ecg_reduce_layer", {
+    return Layer(f"reduce_{n.kind}", "ecg_reduce_layer", {
         "mul": n.attrs.get("mul", 0), "channels": channels, "leads": leads, "shift": n.attrs.get("shift", 0),
         "over": sum(1 << _axis(shape, axis) for axis in n.attrs["axes"])})
 

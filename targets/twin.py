@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from compress.graph import Graph
-from targets import c_model, toolchain
+from targets import c_model, front_data, toolchain
 from targets.pack import CORES, Core
 from train import runs
 from train.manifest import Manifest
 from train.say import MissingError, UserError
 
 C = Path(__file__).parent / "c"
-ENGINE = ("ecg.c", "ecg_net.c")
+ENGINE = ("ecg.c", "ecg_net.c", "ecg_front.c", "ecg_rpeak.c", "ecg_beats.c", "ecg_rhythm.c")
 FLAGS = ("-std=c11", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function")
 ROOM = 4096         # decisions fetched in one call
 
@@ -98,17 +98,37 @@ def build(graph: Graph, manifest: Manifest | None, out: Path, core: Core = CORES
     return compile(source.kernels, out, objects or Objects(out / "objects"))
 
 
-class Twin:
-    """A compiled model. Inputs are int8 as the manifest names them; logits are int8."""
+class _Rate(ctypes.Structure):
+    """ecg_rate."""
 
-    def __init__(self, library: Path, graph: Graph):
+    _fields_ = (("table", ctypes.c_void_p), ("down", ctypes.c_uint32), ("up", ctypes.c_uint16),
+                ("taps", ctypes.c_uint16))
+
+
+# A decision: sample at the model's rate (the window's last, or R), bit k of `present` for class k, the class of an
+# argmax rule or -1, whether it counts for nothing because the signal was bad or settling, the window's logits
+def _decisions(classes: int) -> np.dtype:
+    return np.dtype([("sample", "<u4"), ("present", "<u4"), ("top", "<i4"), ("unreliable", "<i4"),
+                     ("logits", "i1", (classes,))])
+
+
+class Twin:
+    """A compiled model. Inputs are int8 as the manifest names them; logits are int8. `fs_in`: Hz of the samples that
+    `decide` takes, by default those of the model."""
+
+    def __init__(self, library: Path, graph: Graph, fs_in: float | None = None, fs: int | None = None):
         self.graph = graph
         self.classes = graph.tensors[graph.output].shape[0]
         self._library = lib = ctypes.CDLL(os.fspath(library.resolve()))
         lib.ecg_host_open.restype = ctypes.c_void_p
         lib.ecg_host_memory.restype = ctypes.c_uint32
         error = ctypes.c_int()
-        self._state = ctypes.c_void_p(lib.ecg_host_open(ctypes.byref(error)))
+        self._rate, self._table = None, None
+        if fs_in is not None and fs_in != fs:
+            fields = front_data.rate(fs_in, fs).fields
+            self._table = np.ascontiguousarray(fields["table"].values, np.int16)      # the library keeps the address
+            self._rate = ctypes.pointer(_Rate(self._table.ctypes.data, fields["down"], fields["up"], fields["taps"]))
+        self._state = ctypes.c_void_p(lib.ecg_host_open(self._rate, ctypes.byref(error)))
         if not self._state:
             raise UserError(f"{library} does not start: error {error.value} of ecg.h", "a build of this release",
                             "build it again: python targets/deploy.py --target host --run R")
@@ -122,7 +142,7 @@ class Twin:
     @property
     def memory(self) -> int:
         """Bytes of RAM that the engine takes from its caller."""
-        return self._library.ecg_host_memory()
+        return self._library.ecg_host_memory(self._rate)
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """int8 logits (window, class) of a batch of windows."""
@@ -167,6 +187,28 @@ class Twin:
                                                   ctypes.byref(self._decided), _pointer(logits), len(part))
             parts.append(logits[:found])
         return np.concatenate(parts) if parts else np.empty((0, self.classes), np.int8)
+
+    def decide(self, uv: np.ndarray) -> np.ndarray:
+        """int32 microvolts (lead, n) through front end, network and decision rule -> the decisions they complete."""
+        frames = np.ascontiguousarray(uv.T, np.int32)
+        found = np.empty((ROOM, 4), np.uint32)
+        logits = np.empty((ROOM, self.classes), np.int8)
+        parts, taken = [], ctypes.c_int32()
+        while True:
+            made = self._library.ecg_host_push(self._state, _pointer(frames), len(frames), ctypes.byref(taken),
+                                               _pointer(found), _pointer(logits), ROOM)
+            rows = np.empty(made, _decisions(self.classes))
+            for i, name in enumerate(("sample", "present", "top", "unreliable")):
+                rows[name] = found[:made, i].view(np.int32) if rows[name].dtype == np.int32 else found[:made, i]
+            rows["logits"] = logits[:made]
+            parts.append(rows)
+            frames = frames[taken.value:]
+            if made < ROOM:
+                return np.concatenate(parts)
+
+    def patient(self, age: int = -1, sex: int = 0) -> None:
+        """Years or -1; 1 male, 2 female, 0 unknown."""
+        self._library.ecg_host_patient(self._state, age, sex)
 
     def stream(self, record: dict[str, np.ndarray]) -> np.ndarray:
         """What reference.stream gives: a whole record, int8 (lead, time) and sides (decision, *shape)."""

@@ -4,7 +4,7 @@
  *
  *     static ecg_t e;
  *     static uint64_t memory[MODEL_RAM / 8];
- *     ecg_init(&e, &model, NULL, memory, sizeof memory);
+ *     ecg_init(&e, &model, &model_rate, memory, sizeof memory);
  *     for (;;) {
  *         int32_t frames[8][MODEL_LEADS], n = read_frontend(frames), at = 0;      microvolts
  *         while (at < n) {
@@ -21,7 +21,11 @@
 #ifndef ECG_H
 #define ECG_H
 
+#include "ecg_beats.h"
+#include "ecg_front.h"
 #include "ecg_net.h"
+#include "ecg_rhythm.h"
+#include "ecg_rpeak.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -40,12 +44,10 @@ extern "C" {
 #define ECG_MODEL_HEAD
 #endif
 
-typedef struct ecg_front_spec ecg_front_spec;
-
 enum { ECG_HOP, ECG_R_PEAK };                       /* trigger */
 enum { ECG_ARGMAX, ECG_THRESHOLD };                 /* rule */
 enum { ECG_RR, ECG_BEATS, ECG_AGE, ECG_SEX };       /* side inputs */
-enum { ECG_SIDES = 4 };
+enum { ECG_SIDES = 4, ECG_LEADS_MAX = 12 };
 
 /* A model's constant data. Generated; nobody else fills it in. */
 typedef struct {
@@ -76,23 +78,47 @@ typedef struct {
 enum { ECG_OK = 0, ECG_E_VERSION = -1, ECG_E_MEMORY = -2, ECG_E_KERNEL = -3, ECG_E_FORM = -4, ECG_E_DAMAGED = -5 };
 
 
+/* A beat that waits until its window is whole. */
+typedef struct {
+    uint32_t r;
+    int8_t rr[ECG_BEATS_FEATURES];
+    int8_t beats[ECG_RHYTHM_STEPS][ECG_RHYTHM_FEATURES];
+} ecg_waiting;
+
+enum { ECG_QUEUE = 4 };     /* beats that can wait: they are 180 ms apart at least, a window ends within 0.7 s behind R */
+
 /* The state of one classifier. */
 typedef struct {
     const ecg_model *model;
     ecg_net net;
+    ecg_front front;
     int8_t *logits;                 /* of the newest window */
     int8_t *votes;                  /* the last `vote` windows' logits */
     int32_t *sums;
-    uint32_t windows;               /* since the start or the last reset */
-    uint32_t sample;                /* samples at the model's rate since then */
+    uint32_t windows;               /* that count, since the start or the last reset */
+    uint32_t now;                   /* samples at the model's rate since then */
+    uint32_t good;                  /* samples from this one on are not marked bad */
     int8_t age, sex;                /* years or -1, 1 male 2 female 0 unknown */
+
+    /* models that look at beats */
+    ecg_history history;
+    ecg_rpeak rpeak;
+    ecg_beats beats;
+    ecg_rhythm rhythm;
+    int8_t *codes;                  /* a ring of codes, (lead, room), for windows around beats */
+    uint32_t room;
+    ecg_waiting *queue;
+    uint8_t waiting;
 } ecg_t;
 
-/* Bytes of memory that ecg_init wants. */
-uint32_t ecg_memory(const ecg_model *model);
+/* Bytes of memory that ecg_init wants. rate: from the input's rate to the model's, NULL: they are equal. */
+uint32_t ecg_memory(const ecg_model *model, const ecg_rate *rate);
 
 /* Takes `memory` (aligned to 8 bytes) and starts. ECG_OK, or what is wrong. */
-int ecg_init(ecg_t *e, const ecg_model *model, void *memory, uint32_t bytes);
+int ecg_init(ecg_t *e, const ecg_model *model, const ecg_rate *rate, void *memory, uint32_t bytes);
+
+/* ECG_OK when the model's section is as the build sealed it, ECG_E_DAMAGED when not, also when it never was sealed. */
+int ecg_check(const ecg_model *model);
 
 /* Forgets the signal, as after a gap; the patient and the model stay. */
 void ecg_reset(ecg_t *e);
@@ -100,8 +126,15 @@ void ecg_reset(ecg_t *e);
 /* Years, -1 unknown; 1 male, 2 female, 0 unknown. For models that ask. */
 void ecg_patient(ecg_t *e, int age, int sex);
 
-/* int8 codes behind the front end, codes[frame * leads + lead]; returns frames taken: all n, or fewer when a decision
- * was made (r->ready). */
+/* The samples pushed so far are bad (an electrode is off, the amplifier is at its rail): a window that holds one of them
+ * is unreliable and has no say. */
+void ecg_bad(ecg_t *e);
+
+/* n frames of microvolts at the input's rate, uv[frame * leads + lead]. Returns the frames taken: all n, or fewer when a
+ * decision was made, r->ready; then push the rest. */
+int32_t ecg_push(ecg_t *e, const int32_t *uv, int32_t n, ecg_result *r);
+
+/* The same with codes at the model's rate, behind the front end. Not for models that look at beats: takes nothing. */
 int32_t ecg_push_codes(ecg_t *e, const int8_t *codes, int32_t n, ecg_result *r);
 
 /* One window by itself: inputs in the manifest's order, each without gaps; logits: model->classes codes. */

@@ -65,17 +65,13 @@ static const int8_t *evaluate(ecg_net *net, const ecg_program *program, uint16_t
     return codes_of(net, &program->tensors[program->out]);
 }
 
-static void give(ecg_net *net, const ecg_program *program, const int8_t *const *inputs)
+int8_t *ecg_net_input(const ecg_net *net, const ecg_program *program, uint16_t i)
 {
-    for (uint16_t i = 0; i < program->given_count; i++) {
-        const ecg_tensor *t = &program->tensors[program->given[i]];
-        copy_rows(codes_of(net, t), t->pitch, inputs[i], t->columns, t->rows, t->columns);
-    }
+    return codes_of(net, &program->tensors[program->given[i]]);
 }
 
-const int8_t *ecg_net_window(ecg_net *net, const ecg_program *program, const int8_t *const *inputs)
+const int8_t *ecg_net_run(ecg_net *net, const ecg_program *program)
 {
-    give(net, program, inputs);
     return evaluate(net, program, 0, NULL);
 }
 
@@ -207,7 +203,10 @@ static const int8_t *decide(ecg_net *net, const ecg_stream *stream, const int8_t
     const int32_t have = net->have[stream->ring], column = (net->samples - (int32_t)stream->window) / stream->stride;
     ecg_view view = {codes_of(net, ring) + column + stream->start - (have - held(ring, have, 0)), ring->pitch, 0,
                      cut->columns};
-    give(net, &stream->back, sides);
+    for (uint16_t i = 0; i < stream->back.given_count; i++) {
+        const ecg_tensor *t = &stream->back.tensors[stream->back.given[i]];
+        memcpy(codes_of(net, t), sides[i], (size_t)t->rows * t->columns);
+    }
     return evaluate(net, &stream->back, stream->cut, &view);
 }
 

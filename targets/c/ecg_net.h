@@ -81,8 +81,9 @@ typedef struct {
 /* Every kernel that the program names is in this image. */
 int ecg_net_complete(const ecg_program *program);
 
-/* One window. inputs[i]: the codes of given[i], without gaps. The result stays in the arena. */
-const int8_t *ecg_net_window(ecg_net *net, const ecg_program *program, const int8_t *const *inputs);
+/* One window: put the codes of given[i] at ecg_net_input, without gaps, then run. The result stays in the arena. */
+int8_t *ecg_net_input(const ecg_net *net, const ecg_program *program, uint16_t i);
+const int8_t *ecg_net_run(ecg_net *net, const ecg_program *program);
 
 /* A new signal begins. */
 void ecg_net_reset(ecg_net *net, const ecg_stream *stream);

@@ -110,14 +110,14 @@ static void reduce(const ecg_reduce_layer *p, const ecg_view *in, const ecg_view
 }
 
 /* in: x; out: the largest code over the axes `over`; mul and shift are not used. */
-void ecg_max(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
+void ecg_reduce_max(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     (void)scratch;
     reduce(layer, in, out, 1);
 }
 
 /* in: x; out: requantize(sum over the axes `over`) */
-void ecg_mean(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
+void ecg_reduce_mean(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     (void)scratch;
     reduce(layer, in, out, 0);

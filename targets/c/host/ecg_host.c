@@ -13,14 +13,14 @@ typedef struct {
 
 extern const ecg_model model;
 
-/* A classifier of the library's model, or NULL and why in *error. */
-ecg_host *ecg_host_open(int *error)
+/* A classifier of the library's model, or NULL and why in *error. `rate` must outlive it. */
+ecg_host *ecg_host_open(const ecg_rate *rate, int *error)
 {
     ecg_host *h = calloc(1, sizeof *h);
-    const uint32_t bytes = ecg_memory(&model);
+    const uint32_t bytes = ecg_memory(&model, rate);
     *error = ECG_E_MEMORY;
     if (h && (h->memory = aligned_alloc(8, bytes)))
-        *error = ecg_init(&h->engine, &model, h->memory, bytes);
+        *error = ecg_init(&h->engine, &model, rate, h->memory, bytes);
     if (*error != ECG_OK && h) {
         free(h->memory);
         free(h);
@@ -40,9 +40,38 @@ void ecg_host_reset(ecg_host *h)
     ecg_reset(&h->engine);
 }
 
-uint32_t ecg_host_memory(void)
+uint32_t ecg_host_memory(const ecg_rate *rate)
 {
-    return ecg_memory(&model);
+    return ecg_memory(&model, rate);
+}
+
+void ecg_host_patient(ecg_host *h, int age, int sex)
+{
+    ecg_patient(&h->engine, age, sex);
+}
+
+/* A decision as Python reads it: sample, present, top, unreliable; its logits lie in another array. */
+typedef struct {
+    uint32_t sample, present;
+    int32_t top, unreliable;
+} ecg_host_decision;
+
+/* n frames of microvolts at the input's rate, (frame, lead). Returns the decisions made, at most `room`; *taken frames
+ * were read. */
+int32_t ecg_host_push(ecg_host *h, const int32_t *uv, int32_t n, int32_t *taken, ecg_host_decision *found, int8_t *logits,
+                      int32_t room)
+{
+    int32_t made = 0;
+    for (*taken = 0; made < room;) {
+        ecg_result r;
+        *taken += ecg_push(&h->engine, uv + (size_t)*taken * model.leads, n - *taken, &r);
+        if (!r.ready)
+            break;
+        found[made] = (ecg_host_decision){r.sample, r.present, r.top, r.unreliable};
+        memcpy(logits + (size_t)made * model.classes, r.logits, model.classes);
+        made++;
+    }
+    return made;
 }
 
 /* n windows one after the other: inputs[i] are the codes of input i, sizes[i] of them for each window. */
