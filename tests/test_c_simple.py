@@ -20,7 +20,7 @@ from compress.fixed import multiplier
 from compress.graph import Graph, Node, Tensor
 from targets import pack, pack_simple
 
-SOURCES = ("elementwise.c", "pool.c", "move.c", "norm.c", "lstm.c", "lookup.c")
+SOURCES = ("elementwise.c", "add_dsp.c", "pool.c", "move.c", "norm.c", "lstm.c", "lookup.c")
 CORES = [pack.CORES["host"], pack.CORES["m4"]]
 SEEDS = st.integers(0, 2 ** 32 - 1)
 EDGES = (-128, -127, -1, 0, 1, 126, 127)
@@ -129,7 +129,15 @@ def test_sums_of_every_length_and_alignment(kernels, core, columns):
     rng = np.random.default_rng(columns)
     xs = [codes(rng, (3, 2, columns)) for _ in range(2)]
     for offset, gap in itertools.product(range(4), (0, 1, 4)):
-        agree(kernels, core, "add", xs, add_attrs(rng), offset=offset, pad_pitch=gap)
+        attrs = {"mul": [17000, int(rng.choice([-9001, 9001]))], "shift": 14, "relu": bool(rng.integers(2))}
+        agree(kernels, core, "add", xs, attrs, offset=offset, pad_pitch=gap)
+
+
+@pytest.mark.parametrize("mul, shift, kernel", [([16384, -9000], 14, "add_dsp"), ([32767, 32767], 9, "add_dsp"),
+                                                ([32767, 32767], 8, "add"), ([32767, 0], 7, "add")])
+def test_sums_beyond_16_bits_take_the_plain_kernel(mul, shift, kernel):
+    graph = graph_of("add", [np.zeros(4, np.int8)] * 2, {"mul": mul, "shift": shift, "relu": False})
+    assert pack.layer(graph, graph.nodes[0], pack.CORES["m4"]).kernel == kernel
 
 
 @pytest.mark.parametrize("core", CORES, ids=lambda c: c.name)
