@@ -54,7 +54,7 @@ def design(fs: int) -> dict:
     spec = {"version": 1, "fs": fs, "clamp_uv": 1 << 20, "guard_bits": 8, "coefficient_bits": 28, "clip_uv": CLIP_UV,
             "filters": names,
             "sections": [_section(name, sos, 1 << 28) for name, sos in zip(names, floats, strict=True)]}
-    if max(_peak_gain(spec)) * spec["clamp_uv"] >= 1 << (31 - spec["guard_bits"]):
+    if not fits(spec):
         raise UserError(f"the front end at {fs} Hz could overflow 32 bits", "another rate")
     return spec
 
@@ -69,6 +69,13 @@ def _section(name: str, sos, one: int) -> list[int]:
         return [(one + a2) // 2, a1, (one + a2) // 2, a1, a2]
     total = one + a1 + a2                               # low-pass: b in proportion 1 2 1
     return [total // 4, total - 2 * (total // 4), total // 4, a1, a2]
+
+
+def fits(spec: dict) -> bool:
+    """Whether the sections are stable and no signal between them leaves int32 for inputs within the clamp."""
+    one = 1 << spec["coefficient_bits"]
+    stable = all(abs(a2) < one and abs(a1) < one + a2 for *_, a1, a2 in spec["sections"])
+    return stable and max(_peak_gain(spec)) * spec["clamp_uv"] < 1 << (31 - spec["guard_bits"])
 
 
 def _peak_gain(spec: dict) -> list[float]:

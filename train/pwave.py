@@ -39,8 +39,8 @@ def delineate(x: np.ndarray, peaks: np.ndarray, fs: int) -> np.ndarray:
     """P waves of the beats at `peaks` (ascending) in x (time,): a row of DTYPE each.
 
     onset, peak, end are samples, -1 where no P is reported; height is the bump at P in microvolts, negative when upside
-    down, 0 without P; usual is the running mean's bump there, reported or not; size is the range of the QRS complex.
-    Samples beyond the ends of x count as 0.
+    down, 0 without P (a wave in the rest before the first sample has negative samples too); usual is the running mean's
+    bump there, reported or not; size is the range of the QRS complex. Samples beyond the ends of x count as 0.
     """
     r = np.asarray(peaks, np.int64)
     found = np.zeros(len(r), DTYPE)

@@ -37,7 +37,7 @@ def features(x: np.ndarray, peaks: np.ndarray, fs: int) -> np.ndarray:
     waves = pwave.delineate(x, peaks, fs)
     rr = np.minimum(np.diff(peaks), 10 * fs)
     size = waves["size"] + 1
-    there = waves["peak"] >= 0
+    there = waves["height"] != 0
     rows = np.zeros((len(peaks), len(NAMES)), np.int64)
     rows[:, 0] = 32
     rows[:1, 0] = -32
