@@ -7,12 +7,12 @@ Generated C holds no arithmetic. All of it is constant; a symbol prefix lets sev
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compress.graph import Graph
-from targets import c_program
+from targets import c_program, front_data, ram
 from targets.c_program import Call, Layers, Place, Program, Streaming
 from targets.pack import Array, Core, Layer
 from train.manifest import Manifest
@@ -25,7 +25,8 @@ ACROSS = 20         # numbers on a line
 @dataclass(frozen=True)
 class Source:
     """What the generator made. `kernels`: names of ecg_kernels.def that the image must hold; `arena`, `scratch`,
-    `state`: bytes of RAM; `counters`: tensors that a stream keeps count of."""
+    `state`: bytes of RAM; `counters`: tensors that a stream keeps count of; `ram`: bytes of the whole block, front end
+    included."""
 
     code: str
     header: str
@@ -35,15 +36,16 @@ class Source:
     state: int
     counters: int
     programs: dict[str, Program | Streaming]
+    ram: int = 0
 
 
 def generate(graph: Graph, manifest: Manifest | None, core: Core, forms=FORMS, prefix: str = "model",
-             hop: int | None = None) -> Source:
+             hop: int | None = None, fs_in: float | None = None) -> Source:
     """The C of a model for a core.
 
     forms: `window` evaluates a window by itself, `stream` streams; the latter is left out where the model does not
     stream. Without a manifest (a graph alone, streaming at a `hop` of samples) there is no front end and no decision
-    rule.
+    rule. fs_in: rate of the front-end in Hz, by default the model's.
     """
     if manifest is not None:
         hop = manifest.trigger.hop if manifest.streaming else None
@@ -66,7 +68,7 @@ def generate(graph: Graph, manifest: Manifest | None, core: Core, forms=FORMS, p
     source = Source("", "", tuple(sorted({c.layer.kernel for p in flat for c in p.calls})),
                     max(p.arena for p in flat), max(p.scratch for p in flat), stream.state if stream else 0,
                     len(stream.front.tensors) if stream else 0, programs)
-    return _described(source, text, graph, manifest, prefix)
+    return _described(source, text, graph, manifest, prefix, fs_in)
 
 
 class _Writer:
@@ -94,14 +96,18 @@ class _Writer:
             self.parts.append(f"static const {a.ctype} {name}[] ECG_DATA = {{\n    " + ",\n    ".join(lines) + "};\n")
         return self._arrays[key]
 
-    def layer(self, layer: Layer, comment: str = "") -> str:
+    def layer(self, layer: Layer) -> str:
         """The name of a constant struct."""
-        fields = ", ".join(f".{k} = {self.value(v)}" for k, v in layer.fields.items() if v is not None)
-        body = f"{layer.struct} {{{fields}}}"
+        fields = self.initialiser(layer)
+        body = layer.struct + fields
         if body not in self._layers:
             name = self._layers[body] = f"{self.prefix}_l{len(self._layers)}"
-            self.parts.append(f"{comment}static const {layer.struct} {name} ECG_DATA = {{{fields}}};\n")
+            self.parts.append(f"static const {layer.struct} {name} ECG_DATA = {fields};\n")
         return self._layers[body]
+
+    def initialiser(self, layer: Layer) -> str:
+        """The fields of a struct; the arrays they point to are written in front."""
+        return f"{{{', '.join(f'.{k} = {self.value(v)}' for k, v in layer.fields.items() if v is not None)}}}"
 
     def value(self, v) -> str:
         """A field's initialiser."""
@@ -150,29 +156,33 @@ class _Writer:
                        f"{s.stride}, {s.ring}, {s.cut}, {s.start}, {s.window}, {s.state}}};\n"]
 
 
-def _described(source: Source, text: _Writer, graph: Graph, manifest: Manifest | None, prefix: str) -> Source:
-    """The source with its ecg_model and header."""
+def _described(source: Source, text: _Writer, graph: Graph, manifest: Manifest | None, prefix: str,
+               fs_in: float | None) -> Source:
+    """The source with its ecg_model, its rate and its header."""
+    classes = graph.tensors[graph.output].shape[0]
     fields = {"magic": "ECG_MAGIC", "version": "ECG_API_VERSION", "arena": source.arena, "scratch": source.scratch,
-              "state": source.state, "counters": source.counters,
-              "classes": graph.tensors[graph.output].shape[0], "leads": graph.tensors[graph.inputs[0]].shape[0],
-              "side_count": len(graph.inputs) - 1}
+              "state": source.state, "counters": source.counters, "classes": classes,
+              "leads": graph.tensors[graph.inputs[0]].shape[0], "side_count": len(graph.inputs) - 1}
     for name in source.programs:
         fields[name] = f"&{prefix}_{name}"
+    title, rate, more = "a graph without a manifest", None, ""
     if manifest is not None:
+        title = (f"model {_plain(manifest.name)}, {manifest.arch} {manifest.preset}, "
+                 f"identity {manifest.identity.hex()[:16]}")
         fields |= _promise(text, manifest)
+        rate = front_data.rate(fs_in or manifest.fs, manifest.fs)
+        more = f"const ecg_rate {prefix}_rate ECG_DATA = {text.initialiser(rate)};\n"
     body = ",\n    ".join(f".{k} = {v if isinstance(v, str) else _number(v)}" for k, v in fields.items())
-    title = "a graph without a manifest" if manifest is None else (
-        f"model {_plain(manifest.name)}, {manifest.arch} {manifest.preset}, identity {manifest.identity.hex()[:16]}")
     head = (f"/* Generated by LeadEdge: {title}. Constant data and a call list; do not edit. */\n"
             f'#include "{prefix}.h"\n\n')
-    end = f"\nconst ecg_model {prefix} ECG_MODEL_HEAD = {{\n    {body}}};\n"
-    return Source(head + "".join(text.parts) + end, _header(manifest, title, prefix, graph), *(
-        getattr(source, k) for k in ("kernels", "arena", "scratch", "state", "counters", "programs")))
+    end = f"{more}\nconst ecg_model {prefix} ECG_MODEL_HEAD = {{\n    {body}}};\n"
+    bytes_ = ram.total(source, classes, manifest, rate)
+    return replace(source, code=head + "".join(text.parts) + end, ram=bytes_,
+                   header=_header(manifest, title, prefix, bytes_, fs_in))
 
 
 def _promise(text: _Writer, m: Manifest) -> dict:
     """Fields of the ecg_model that the manifest decides."""
-    from targets import front_data
     sides = [SIDES[i.kind] for i in m.inputs if i.kind != "waveform"]
     return {
         "identity": "{" + ", ".join(map(str, m.identity)) + "}", "name": _quoted(m.name),
@@ -185,13 +195,14 @@ def _promise(text: _Writer, m: Manifest) -> dict:
     }
 
 
-def _header(m: Manifest | None, title: str, prefix: str, graph: Graph) -> str:
+def _header(m: Manifest | None, title: str, prefix: str, bytes_: int, fs_in: float | None) -> str:
     """The header; everything a program may want to know at compile time."""
     guard, upper = f"{prefix.upper()}_H", prefix.upper()
     lines = [f"/* Generated by LeadEdge: {title}. */", f"#ifndef {guard}", f"#define {guard}", '#include "ecg.h"', "",
-             f"extern const ecg_model {prefix};"]
+             f"extern const ecg_model {prefix};", f"#define {upper}_RAM {bytes_}    /* what ecg_memory() says */"]
     if m is not None:
-        lines += ["", f"#define {upper}_FS {m.fs}    /* Hz */", f"#define {upper}_LEADS {m.waveform.shape[0]}",
+        lines += [f"extern const ecg_rate {prefix}_rate;    /* from {fs_in or m.fs:g} Hz */", "",
+                  f"#define {upper}_FS {m.fs}    /* Hz */", f"#define {upper}_LEADS {m.waveform.shape[0]}",
                   f"#define {upper}_WINDOW {m.window}    /* samples */", f"#define {upper}_HOP {m.trigger.hop}",
                   f"#define {upper}_CLASSES {len(m.classes)}",
                   f"#define {upper}_IDENTITY {_quoted(m.identity.hex())}"]
