@@ -203,10 +203,10 @@ def _check(n: Node, inputs: tuple[int, ...]) -> None:
 
 def streaming(graph: Graph, hop: int, layers: Layers) -> Streaming:
     """The tables of the streaming form at a hop (samples)."""
-    planned = stream.stream(graph, hop)
     local, (cut, *_) = graph.local_nodes()
     for n in local:
         _check_local(graph, n)
+    planned = stream.stream(graph, hop)
     roots = stream.roots_of(graph, local)
     front, rows, state = _front(graph, planned, local, cut, roots, layers)
     ring = rows[roots[cut.inputs[0]]]

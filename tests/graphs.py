@@ -16,8 +16,8 @@ import numpy as np
 from compress import graph as graphs
 from compress import reference, reference_attention, reference_lstm
 from compress.graph import Graph, Node, Tensor
+from train import frontend, runs
 from train import manifest as manifests
-from train import runs
 
 SAMPLES = 32        # windows that the builder sees while it picks scales
 SIGMA = 4           # an activation of this many standard deviations is the largest code
@@ -406,7 +406,7 @@ def manifest_of(graph: Graph, sha256: str) -> manifests.Manifest:
         name="random", arch="random", preset="test", task="synthetic",
         classes=tuple(manifests.Label(f"c{i}", f"TEST:{i}") for i in range(classes)), multi_label=False, fs=250,
         window=waveforms[0][1], inputs=tuple(described(n) for n in graph.inputs),
-        trigger=manifests.Trigger("hop", hop=waveforms[0][1]), streaming=False, frontend={"uv_per_lsb": 16},
+        trigger=manifests.Trigger("hop", hop=waveforms[0][1]), streaming=False, frontend=frontend.design(250),
         decision=manifests.Decision("argmax", (0,) * classes, 1 << 12, 1), graph_sha256=sha256)
 
 
