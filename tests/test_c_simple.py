@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import shutil
@@ -297,33 +296,60 @@ def test_norms_of_extreme_codes(kernels, channels, rms):
         agree(kernels, CORES[0], "norm", [x], {"groups": 1, "rms": rms, "eps": eps}, params)
 
 
+PARTS = """#include <stdio.h>
+#include "norm.c"
+int main(void)
+{
+    struct { uint64_t square; int32_t acc, mul; } x;
+    while (fread(&x, sizeof x, 1, stdin) == 1) {
+        uint32_t root = root_of(x.square);
+        int32_t y[3] = { (int32_t)root, reciprocal(root < 1u << 14 ? 1u << 14 : root), ecg_mulhi_short(x.acc, x.mul) };
+        fwrite(y, sizeof y, 1, stdout);
+    }
+    return 0;
+}
+"""
+
+
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory):
-    """The two functions of norm.c that make a root and its reciprocal."""
+def parts(tmp_path_factory):
+    """(squares below 2^62, int32, int32) -> (roots, reciprocals of the roots, rounded high halves of products)."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
-    folder = tmp_path_factory.mktemp("roots")
-    (folder / "roots.c").write_text('#include "norm.c"\n'
-                                    "void many(const uint64_t *x, uint32_t *root, int32_t *r, int n)\n"
-                                    "{\n    for (int i = 0; i < n; i++) {\n        root[i] = root_of(x[i]);\n"
-                                    "        r[i] = reciprocal(root[i] < 1u << 14 ? 1u << 14 : root[i]);\n    }\n}\n")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", f"-I{ckernels.C}", folder / "roots.c", "-o", folder / "roots.so"],
-                   check=True)
-    return ctypes.CDLL(str(folder / "roots.so")).many
+    folder = tmp_path_factory.mktemp("parts")
+    (folder / "parts.c").write_text(PARTS)
+    subprocess.run(["gcc", *ckernels.STRICT, *ckernels.SANITIZE, f"-I{ckernels.C}", folder / "parts.c", "-o",
+                    folder / "parts"], check=True)
+
+    def run(square, acc, mul):
+        records = np.zeros(len(square), np.dtype("u8,i4,i4"))
+        records["f0"], records["f1"], records["f2"] = square, acc, mul
+        done = subprocess.run([folder / "parts"], input=records.tobytes(), capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        return np.frombuffer(done.stdout, np.int32).reshape(-1, 3).T.astype(np.int64)
+    return run
 
 
-def test_roots_of_62_bits_and_their_reciprocals_are_exact(roots):
+def test_roots_of_62_bits_and_their_reciprocals_are_exact(parts):
     rng = np.random.default_rng(0)
     near = np.unique(np.r_[np.arange(70), 2 ** np.arange(31), 2 ** np.arange(31) - 1,
                            (2.0 ** rng.uniform(0, 31, 20000)).astype(np.int64)].clip(0, 2 ** 31 - 1))
     x = np.concatenate([near ** 2, near ** 2 - (near > 0), near ** 2 + near, near ** 2 + 2 * near,
                         (2.0 ** rng.uniform(0, 62, 20000)).astype(np.int64)]).astype(np.uint64)
-    root, r = np.empty(x.size, np.uint32), np.empty(x.size, np.int32)
-    roots(*(ctypes.c_void_p(a.ctypes.data) for a in (x, root, r)), x.size)
+    root, reciprocal, _ = parts(x, 0, 0)
     want = np.array([math.isqrt(int(v)) for v in x])
     np.testing.assert_array_equal(root, want)
     want = np.maximum(want, 1 << 14)
-    np.testing.assert_array_equal(r, ((1 << 44) + want // 2) // want)
+    np.testing.assert_array_equal(reciprocal, ((1 << 44) + want // 2) // want)
+
+
+def test_high_halves_of_products_from_four_short_ones_are_exact(parts):
+    rng = np.random.default_rng(0)
+    edges = np.array([0, 1, 0x7fff, 0x8000, 0xffff, 0x10000, 0x7fff7fff, 0x7fff8000, 0x7fffffff])
+    acc, mul = (x.flatten() for x in np.meshgrid(np.r_[edges, -edges, ~edges], np.r_[edges, -edges, ~edges]))
+    acc, mul = (np.r_[x, (rng.uniform(-1, 1, 50000) * 2.0 ** rng.uniform(0, 31, 50000)).astype(np.int64)]
+                for x in (acc, mul))
+    np.testing.assert_array_equal(parts(np.zeros(len(acc)), acc, mul)[2], (acc * mul + (1 << 31)) >> 32)
 
 
 @given(seed=SEEDS)

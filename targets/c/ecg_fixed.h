@@ -11,6 +11,34 @@
 #include <arm_acle.h>
 #endif
 
+/* A core that multiplies to 32 bits only, Cortex-M0 and M0+: there a product of 64 bits is a call. */
+#if defined(__ARM_ARCH_ISA_THUMB) && __ARM_ARCH_ISA_THUMB == 1 && !defined(__ARM_ARCH_ISA_ARM)
+#define ECG_SHORT_PRODUCTS 1
+#else
+#define ECG_SHORT_PRODUCTS 0
+#endif
+
+/* the low half, from 0 on; gcc makes two shifts of a cast */
+static inline int32_t ecg_low(int32_t x)
+{
+#if ECG_SHORT_PRODUCTS
+    int32_t low;
+    __asm__("uxth %0, %1" : "=l"(low) : "l"(x));
+    return low;
+#else
+    return (uint16_t)x;
+#endif
+}
+
+/* ecg_mulhi from four products of 16 bits; no sum leaves 32 bits. (x + 2^15) >> 16 is ((x >> 15) + 1) >> 1. */
+static inline int32_t ecg_mulhi_short(int32_t acc, int32_t mul)
+{
+    const int32_t low = ecg_low(acc), high = acc >> 16, mul_low = ecg_low(mul), mul_high = mul >> 16;
+    const int32_t middle = (int32_t)((uint32_t)low * (uint32_t)mul_low >> 16) + low * mul_high;
+
+    return high * mul_high + (middle >> 16) + ((((high * mul_low + ecg_low(middle)) >> 15) + 1) >> 1);
+}
+
 /* (acc * mul + 2^31) >> 32: one SMMULR where the core has it */
 static inline int32_t ecg_mulhi(int32_t acc, int32_t mul)
 {
@@ -18,6 +46,8 @@ static inline int32_t ecg_mulhi(int32_t acc, int32_t mul)
     int32_t high;
     __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(acc), "r"(mul));
     return high;
+#elif ECG_SHORT_PRODUCTS
+    return ecg_mulhi_short(acc, mul);
 #else
     return (int32_t)(((int64_t)acc * mul + ((int64_t)1 << 31)) >> 32);
 #endif
