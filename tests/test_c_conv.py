@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C kernels of convolution and dense layers equal the reference, bit for bit, in every shape and on every core."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from compress.graph import Graph, Node, Tensor
 from targets import pack
 from tests import ckernels
 
-SOURCES = ("conv.c", "dense.c")
+SOURCES = ("conv.c", "dense.c", "conv_dsp.c", "fir_dsp.c", "dense_dsp.c")
 # channels, out, leads, time, kernel, stride, pad left, pad right, groups
 SHAPES = {
     "stem": (1, 16, 1, 250, 15, 2, 7, 7, 1),
@@ -74,7 +76,8 @@ def check(graph: Graph, core: pack.Core, x: np.ndarray, **how) -> None:
     np.testing.assert_array_equal(got, want.reshape(got.shape))
 
 
-CORES = {"plain": pack.CORES["host"]}
+CORES = {"plain": pack.CORES["host"], "dsp, 8-bit weights": pack.CORES["m4"],
+         "dsp, 16-bit weights": dataclasses.replace(pack.CORES["m4"], wide=True)}
 
 
 @pytest.fixture(params=CORES)

@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Convolution over channels for Cortex-M4, M7 and M33. Four columns at a time: what they see is expanded once into
+ * scratch, as pairs of int16 in the order of the weights, and meets all output channels there, two at a time. The
+ * eight sums stay in registers, and the four codes of a channel are stored as one word. */
+#include "ecg_dsp.h"
+#include "ecg_kernels.h"
+
+/* Rows of four codes for the channel pairs scale .. last - 1: out, and `pitch` bytes behind it for the second channel
+ * of a pair; pitch 0 leaves the first one's codes. x .. end: steps of four pairs, one for each column. A step's
+ * weights: a pair for each of the two channels, or with 8 bits (a0, b0, a1, b1) in one word. At least one step and one
+ * pair of channels. */
+typedef void gemm(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
+                  const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu);
+
+#if ECG_THUMB_DSP
+
+gemm ecg_gemm_dsp, ecg_gemm_dsp8;
+
+/* r0-r3, r4-r7: sums of the two channels. r8, r9: pairs of two columns. r10, r11: weights. r12: x. lr: weights.
+ * The stack, from sp on: scale, last, pitch, out, mul, mul, x, end, where to enter the loop, how to saturate.
+ * The loop is unrolled eight times and entered where the steps left over from eight begin. */
+__asm__(
+    ".syntax unified\n"
+    ".macro ecg_weights16\n"
+    "    ldrd r10, r11, [lr], #8\n"
+    ".endm\n"
+    ".macro ecg_weights8\n"
+    "    ldr r11, [lr], #4\n"
+    "    sxtb16 r10, r11\n"
+    "    sxtb16 r11, r11, ror #8\n"
+    ".endm\n"
+    ".macro ecg_gemm name, bits, bytes\n"       /* bytes of code of one step */
+    "    .pushsection .text.\\name, \"ax\", %progbits\n"
+    "    .balign 4\n"
+    "    .thumb\n"
+    "    .thumb_func\n"
+    "    .global \\name\n"
+    "    .type \\name, %function\n"
+    "\\name:\n"
+    "    push {r4-r11, lr}\n"
+    "    sub sp, sp, #40\n"
+    "    mov lr, r2\n"
+    "    strd r0, r1, [sp, #24]\n"
+    "    ldr r4, [sp, #80]\n"                   /* out */
+    "    ldr r5, [sp, #84]\n"                   /* pitch */
+    "    strd r5, r4, [sp, #8]\n"
+    "    ldr r4, [sp, #76]\n"                   /* last */
+    "    str r4, [sp, #4]\n"
+    "    subs r1, r1, r0\n"
+    "    lsrs r1, r1, #4\n"
+    "    adr r4, 3f\n"
+    "    subs r1, r1, #1\n"                     /* the first step is apart: it adds to the bias */
+    "    beq 1f\n"
+    "    rsbs r1, r1, #0\n"
+    "    and r1, r1, #7\n"
+    "    movs r5, #\\bytes\n"
+    "    muls r1, r5, r1\n"
+    "    adr r4, 2f\n"
+    "    add r4, r4, r1\n"
+    "1:  adr r5, 4f\n"
+    "    ldr r1, [sp, #88]\n"                   /* relu */
+    "    cbz r1, 1f\n"
+    "    adr r5, 5f\n"
+    "1:  orr r4, r4, #1\n"
+    "    orr r5, r5, #1\n"
+    "    strd r4, r5, [sp, #32]\n"
+    "    mov r8, r3\n"
+    "1:  ldm r8!, {r0, r1, r4, r5}\n"           /* bias, mul, bias, mul */
+    "    ldr r12, [sp, #24]\n"
+    "    str r8, [sp]\n"
+    "    strd r1, r5, [sp, #16]\n"
+    "    ecg_weights\\bits\n"
+    "    ldrd r8, r9, [r12, #8]\n"
+    "    smlad r2, r8, r10, r0\n"
+    "    smlad r3, r9, r10, r0\n"
+    "    smlad r6, r8, r11, r4\n"
+    "    smlad r7, r9, r11, r4\n"
+    "    ldrd r8, r9, [r12], #16\n"
+    "    smlad r1, r9, r10, r0\n"
+    "    smlad r0, r8, r10, r0\n"
+    "    smlad r5, r9, r11, r4\n"
+    "    smlad r4, r8, r11, r4\n"
+    "    ldr pc, [sp, #32]\n"
+    "    .balign 4\n"
+    "2:  .rept 8\n"
+    "    ecg_weights\\bits\n"
+    "    ldrd r8, r9, [r12], #8\n"
+    "    smlad r0, r8, r10, r0\n"
+    "    smlad r1, r9, r10, r1\n"
+    "    smlad r4, r8, r11, r4\n"
+    "    smlad r5, r9, r11, r5\n"
+    "    ldrd r8, r9, [r12], #8\n"
+    "    smlad r2, r8, r10, r2\n"
+    "    smlad r3, r9, r10, r3\n"
+    "    smlad r6, r8, r11, r6\n"
+    "    smlad r7, r9, r11, r7\n"
+    "    .endr\n"
+    "    ldr r8, [sp, #28]\n"
+    "    cmp r12, r8\n"
+    "    bne 2b\n"
+    "    .balign 4\n"
+    "3:  ldrd r8, r9, [sp, #16]\n"
+    "    smmulr r0, r0, r8\n"
+    "    smmulr r1, r1, r8\n"
+    "    smmulr r2, r2, r8\n"
+    "    smmulr r3, r3, r8\n"
+    "    smmulr r4, r4, r9\n"
+    "    smmulr r5, r5, r9\n"
+    "    smmulr r6, r6, r9\n"
+    "    smmulr r7, r7, r9\n"
+    "    ldr pc, [sp, #36]\n"
+    "    .balign 4\n"
+    "4:  ssat r0, #8, r0\n"
+    "    ssat r1, #8, r1\n"
+    "    ssat r2, #8, r2\n"
+    "    ssat r3, #8, r3\n"
+    "    ssat r4, #8, r4\n"
+    "    ssat r5, #8, r5\n"
+    "    ssat r6, #8, r6\n"
+    "    ssat r7, #8, r7\n"
+    "    b 6f\n"
+    "    .balign 4\n"
+    "5:  usat r0, #7, r0\n"
+    "    usat r1, #7, r1\n"
+    "    usat r2, #7, r2\n"
+    "    usat r3, #7, r3\n"
+    "    usat r4, #7, r4\n"
+    "    usat r5, #7, r5\n"
+    "    usat r6, #7, r6\n"
+    "    usat r7, #7, r7\n"
+    "6:  bfi r0, r1, #8, #8\n"
+    "    bfi r0, r2, #16, #8\n"
+    "    bfi r0, r3, #24, #8\n"
+    "    bfi r4, r5, #8, #8\n"
+    "    bfi r4, r6, #16, #8\n"
+    "    bfi r4, r7, #24, #8\n"
+    "    ldrd r8, r12, [sp, #8]\n"
+    "    str r4, [r12, r8]\n"
+    "    str r0, [r12]\n"
+    "    add r12, r12, r8, lsl #1\n"
+    "    str r12, [sp, #12]\n"
+    "    ldrd r8, r9, [sp]\n"
+    "    cmp r8, r9\n"
+    "    bne 1b\n"
+    "    add sp, sp, #40\n"
+    "    pop {r4-r11, pc}\n"
+    "    .size \\name, . - \\name\n"
+    "    .popsection\n"
+    ".endm\n"
+    "    ecg_gemm ecg_gemm_dsp, 16, 44\n"
+    "    ecg_gemm ecg_gemm_dsp8, 8, 52\n");
+
+#else
+
+static void twin(const uint32_t *x, const uint32_t *end, const uint32_t *weight, int bits, const ecg_scale *scale,
+                 const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu)
+{
+    for (; scale != last; scale += 2, out += 2 * pitch) {
+        int32_t acc[8];
+
+        for (int i = 0; i < 8; i++)
+            acc[i] = scale[i / 4].bias;
+        for (const uint32_t *step = x; step != end; step += 4) {
+            uint32_t a = bits == 8 ? ecg_even(weight[0]) : weight[0], b = bits == 8 ? ecg_odd(weight[0]) : weight[1];
+
+            weight += bits / 8;
+            for (int i = 0; i < 4; i++) {
+                acc[i] = ecg_smlad(step[i], a, acc[i]);
+                acc[4 + i] = ecg_smlad(step[i], b, acc[4 + i]);
+            }
+        }
+        ecg_store4(out + pitch, ecg_requantize4(acc[4], acc[5], acc[6], acc[7], scale[1].mul, relu ? ECG_RELU : 0));
+        ecg_store4(out, ecg_requantize4(acc[0], acc[1], acc[2], acc[3], scale[0].mul, relu ? ECG_RELU : 0));
+    }
+}
+
+static void ecg_gemm_dsp(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
+                         const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu)
+{
+    twin(x, end, weight, 16, scale, last, out, pitch, relu);
+}
+
+static void ecg_gemm_dsp8(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
+                          const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu)
+{
+    twin(x, end, weight, 8, scale, last, out, pitch, relu);
+}
+
+#endif
+
+/* What four columns see of one lead of a group. */
+typedef struct {
+    int32_t rows;               /* bytes from a channel to the next */
+    int32_t columns;            /* of the input */
+    int32_t depth, kernel, stride;
+} field;
+
+/* Codes of the columns at, at + step, ... of a row, padding outside of it. */
+static uint32_t gather(const int8_t *row, int32_t columns, int32_t at, int32_t step)
+{
+    uint32_t codes = 0;
+
+    for (unsigned i = 0; i < 32; i += 8, at += step)
+        if ((uint32_t)at < (uint32_t)columns)
+            codes |= (uint32_t)(uint8_t)row[at] << i;
+    return codes;
+}
+
+/* A step is a pair of channels under one tap. Of an odd depth the last channel stands with itself, the weight is 0. */
+static uint32_t *expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
+{
+    for (int32_t tap = 0; tap < f->kernel; tap++, at++) {
+        int inside = at >= 0 && at + 3 * f->stride < f->columns;
+        const int8_t *a = row;
+
+        for (int32_t c = f->depth; c > 0; c -= 2, to += 4) {
+            const int8_t *b = c > 1 ? a + f->rows : a;
+
+            if (inside && f->stride != 1) {
+                const int8_t *p = a + at, *q = b + at;
+
+                for (int i = 0; i < 4; i++, p += f->stride, q += f->stride)
+                    to[i] = ecg_firsts((uint32_t)*p, (uint32_t)*q);
+            } else {
+                uint32_t x = inside ? ecg_load4(a + at) : gather(a, f->columns, at, f->stride);
+                uint32_t y = inside ? ecg_load4(b + at) : gather(b, f->columns, at, f->stride);
+
+                to[0] = ecg_firsts(ecg_even(x), ecg_even(y));
+                to[1] = ecg_firsts(ecg_odd(x), ecg_odd(y));
+                to[2] = ecg_seconds(ecg_even(x), ecg_even(y));
+                to[3] = ecg_seconds(ecg_odd(x), ecg_odd(y));
+            }
+            a = b + f->rows;
+        }
+    }
+    return to;
+}
+
+/* Two steps are four taps of one channel, (0, 2) and (1, 3). */
+static uint32_t *expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
+{
+    int inside = at >= 0 && at + 3 * f->stride + ((f->kernel + 3) & ~3) <= f->columns;
+
+    for (int32_t c = 0; c < f->depth; c++, row += f->rows)
+        for (int32_t tap = 0; tap < f->kernel; tap += 4) {
+            int32_t alone = f->kernel - tap == 1, x = at + tap;
+
+            for (int i = 0; i < 4; i++, x += f->stride, to++) {
+                uint32_t codes = inside ? ecg_load4(row + x) : gather(row, f->columns, x, 1);
+
+                to[0] = ecg_even(codes);
+                if (!alone)
+                    to[4] = ecg_odd(codes);
+            }
+            if (!alone)
+                to += 4;
+        }
+    return to;
+}
+
+/* all columns of one lead of a group */
+static void convolve(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, int32_t group, int32_t lead,
+                     const uint32_t *weight, uint32_t *x, gemm *multiply, int32_t words)
+{
+    const int32_t depth = l->in / l->groups, share = l->out / l->groups;
+    const field f = {l->leads * in->pitch, in->end - in->first, depth, l->kernel, l->stride};
+    const int8_t *row = in->data + (group * depth * l->leads + lead) * in->pitch;
+    const ecg_scale *scale = l->scale + group * share;
+    const int32_t pitch = l->leads * out->pitch, even = share & ~1;
+    int8_t *to = out->data + (group * share * l->leads + lead) * out->pitch;
+    const int by_taps = depth * ((l->kernel + 3) / 4 + (l->kernel + 2) / 4) < (depth + 1) / 2 * l->kernel;
+
+    for (int32_t t = 0, count = out->end - out->first; t < count; t += 4) {
+        if (t > count - 4 && count >= 4)
+            t = count - 4;              /* some columns are computed again, to the same codes */
+        int32_t at = (out->first + t) * l->stride - l->pad - in->first;
+        const uint32_t *end = by_taps ? expand_taps(&f, row, at, x) : expand_channels(&f, row, at, x);
+        const int32_t pair = (int32_t)(end - x) / 4 * words;
+
+        if (count >= 4) {
+            if (even)
+                multiply(x, end, weight, scale, scale + even, to + t, pitch, l->relu);
+            if (even < share)
+                multiply(x, end, weight + even / 2 * pair, scale + even, scale + even + 2, to + t + even * pitch, 0,
+                         l->relu);
+            continue;
+        }
+        for (int32_t o = 0; o < share; o += 2) {
+            int8_t codes[8];
+
+            multiply(x, end, weight + o / 2 * pair, scale + o, scale + o + 2, codes, 4, l->relu);
+            for (int32_t i = 0; i < count; i++) {
+                to[o * pitch + i] = codes[i];
+                if (o + 1 < share)
+                    to[(o + 1) * pitch + i] = codes[4 + i];
+            }
+        }
+    }
+}
+
+static void conv(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, void *scratch, gemm *multiply,
+                 int32_t words)
+{
+    const int32_t depth = l->in / l->groups, share = l->out / l->groups;
+    const int32_t taps = depth * ((l->kernel + 3) / 4 + (l->kernel + 2) / 4), channels = (depth + 1) / 2 * l->kernel;
+    const int32_t steps = taps < channels ? taps : channels;
+    const uint32_t *weight = l->weight;
+
+    for (int32_t group = 0; group < l->groups; group++, weight += (share + 1) / 2 * steps * words)
+        for (int32_t lead = 0; lead < l->leads; lead++)
+            convolve(l, in, out, group, lead, weight, scratch, multiply, words);
+}
+
+void ecg_conv_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
+{
+    conv(layer, in, out, scratch, ecg_gemm_dsp, 2);
+}
+
+void ecg_conv_dsp8(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
+{
+    conv(layer, in, out, scratch, ecg_gemm_dsp8, 1);
+}
