@@ -29,6 +29,12 @@ static inline uint64_t load_two(const uint32_t *at)
     return words;
 }
 
+static inline void store_two(uint32_t *at, uint32_t first, uint32_t second)
+{
+    const uint64_t words = (uint64_t)second << 32 | first;
+    memcpy(__builtin_assume_aligned(at, 8), &words, 8);
+}
+
 static inline uint32_t both(int32_t first, int32_t second)
 {
     return ecg_firsts((uint32_t)first, (uint32_t)second);
@@ -44,20 +50,25 @@ static inline int32_t most(int32_t a, int32_t b)
     return a > b ? a : b;
 }
 
-/* Four keys of all rows as pairs of rows: keys 0, 1, 2, 3 of rows 0 and 1, then of rows 2 and 3 ... An odd row at the
- * end is its own partner; its query has 0 there. */
+/* Words a and b, four keys of two rows, as four pairs of rows. */
+static inline void pair_four(uint32_t a, uint32_t b, uint32_t *to)
+{
+    const uint32_t a02 = ecg_even(a), a13 = ecg_odd(a), b02 = ecg_even(b), b13 = ecg_odd(b);
+    store_two(to, ecg_firsts(a02, b02), ecg_firsts(a13, b13));
+    store_two(to + 2, ecg_seconds(a02, b02), ecg_seconds(a13, b13));
+}
+
+/* Four keys of all rows as pairs of rows: keys 0, 1, 2, 3 of rows 0 and 1, then of rows 2 and 3 ... A last odd row is
+ * its own partner; its query has 0 there. */
 static void pair_keys(const int8_t *row, int32_t pitch, int32_t depth, uint32_t *to)
 {
-    for (; depth > 0; depth -= 2) {
-        const uint32_t a = ecg_load4(row), b = ecg_load4(depth > 1 ? row + pitch : row);
-        const uint32_t a02 = ecg_even(a), a13 = ecg_odd(a), b02 = ecg_even(b), b13 = ecg_odd(b);
-        to[0] = ecg_firsts(a02, b02);
-        to[1] = ecg_firsts(a13, b13);
-        to[2] = ecg_seconds(a02, b02);
-        to[3] = ecg_seconds(a13, b13);
+    for (; depth > 1; depth -= 2) {
+        pair_four(ecg_load4(row), ecg_load4(row + pitch), to);
         row += 2 * pitch;
-        to += 4;
+        to += FOUR;
     }
+    if (depth)
+        pair_four(ecg_load4(row), ecg_load4(row), to);
 }
 
 /* Two queries, `apart` columns from one another, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... */
@@ -75,25 +86,71 @@ static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int32_
     }
 }
 
-/* Scores of two queries a and b at four keys. */
-static void score(const uint32_t *k, const uint32_t *q, int32_t pairs, int32_t *a, int32_t *b)
+/* Scores of two queries at four keys, over the pairs of rows from q to end: the first query's to `to`, the second one's
+ * `apart` bytes behind them. */
+#if ECG_THUMB_DSP
+void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart);
+/* r0 k, r1 q, r2 r3 a pair of both queries, r12 lr of two keys, r4-r7 sums of the first query, r8-r11 of the second */
+__asm__("   .macro ECG_PAIR\n"
+        "   ldrd r2, r3, [r1], #8\n"
+        "   ldrd r12, lr, [r0], #8\n"
+        "   smlad r4, r2, r12, r4\n"
+        "   smlad r8, r3, r12, r8\n"
+        "   smlad r5, r2, lr, r5\n"
+        "   smlad r9, r3, lr, r9\n"
+        "   ldrd r12, lr, [r0], #8\n"
+        "   smlad r6, r2, r12, r6\n"
+        "   smlad r10, r3, r12, r10\n"
+        "   smlad r7, r2, lr, r7\n"
+        "   smlad r11, r3, lr, r11\n"
+        "   .endm\n"
+        "   .section .text.ecg_attention_score, \"ax\"\n"
+        "   .syntax unified\n"
+        "   .thumb\n"
+        "   .global ecg_attention_score\n"
+        "   .type ecg_attention_score, %function\n"
+        "   .thumb_func\n"
+        "ecg_attention_score:\n"
+        "   push {r2-r11, lr}\n"
+        "   subs r2, r2, r1\n"
+        "   movs r4, #0\n"
+        "   movs r5, #0\n"
+        "   movs r6, #0\n"
+        "   movs r7, #0\n"
+        "   mov r8, r4\n"
+        "   mov r9, r4\n"
+        "   mov r10, r4\n"
+        "   mov r11, r4\n"
+        "   lsls r2, r2, #29\n"             /* an odd count of pairs starts in the middle */
+        "   bcs 2f\n"
+        "1: ECG_PAIR\n"
+        "2: ECG_PAIR\n"
+        "   ldr r2, [sp]\n"
+        "   cmp r1, r2\n"
+        "   blo 1b\n"
+        "   ldr r3, [sp, #4]\n"
+        "   ldr r2, [sp, #44]\n"
+        "   stm r3, {r4-r7}\n"
+        "   add r3, r3, r2\n"
+        "   stm r3, {r8-r11}\n"
+        "   add sp, sp, #8\n"
+        "   pop {r4-r11, pc}\n"
+        "   .size ecg_attention_score, . - ecg_attention_score\n"
+        "   .text\n");
+#else
+static void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart)
 {
-    int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-    for (const uint32_t *end = q + 2 * pairs; q < end; q += 2, k += 4) {
-        const uint64_t two = load_two(q), k01 = load_two(k), k23 = load_two(k + 2);
-        const uint32_t qa = (uint32_t)two, qb = (uint32_t)(two >> 32);
-        a0 = ecg_smlad(qa, (uint32_t)k01, a0);
-        b0 = ecg_smlad(qb, (uint32_t)k01, b0);
-        a1 = ecg_smlad(qa, (uint32_t)(k01 >> 32), a1);
-        b1 = ecg_smlad(qb, (uint32_t)(k01 >> 32), b1);
-        a2 = ecg_smlad(qa, (uint32_t)k23, a2);
-        b2 = ecg_smlad(qb, (uint32_t)k23, b2);
-        a3 = ecg_smlad(qa, (uint32_t)(k23 >> 32), a3);
-        b3 = ecg_smlad(qb, (uint32_t)(k23 >> 32), b3);
+    int32_t a[FOUR] = {0}, b[FOUR] = {0};
+    for (; q < end; q += 2, k += FOUR) {
+        for (int i = 0; i < FOUR; i++) {
+            a[i] = ecg_smlad(q[0], k[i], a[i]);
+            b[i] = ecg_smlad(q[1], k[i], b[i]);
+        }
     }
-    a[0] = a0, a[1] = a1, a[2] = a2, a[3] = a3;
-    b[0] = b0, b[1] = b1, b[2] = b2, b[3] = b3;
+    memcpy(to, a, sizeof a);
+    memcpy(to + apart / 4, b, sizeof b);
 }
+#endif
 
 /* The largest of n scores, after `bias` was added to them unless it is NULL. */
 static int32_t largest(int32_t *s, const int32_t *bias, int32_t n)
@@ -106,34 +163,35 @@ static int32_t largest(int32_t *s, const int32_t *bias, int32_t n)
     return top;
 }
 
-/* Weights of four scores: of 0 and 2 in pair[0], of 1 and 3 in pair[1]. */
-static inline void exponentials(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, const int32_t *s,
-                                uint32_t pair[2])
+static inline uint32_t weight(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, int32_t score)
 {
-    uint32_t e[FOUR];
-    for (int i = 0; i < FOUR; i++)
-        e[i] = table[ecg_clamp(ecg_mulhi((int32_t)(((uint32_t)top - (uint32_t)s[i]) << shift), mul), 0,
-                               ECG_EXP_ENTRIES - 1)];
-    pair[0] = ecg_firsts(e[0], e[2]);
-    pair[1] = ecg_firsts(e[1], e[3]);
+    return table[ecg_usat10(ecg_mulhi((int32_t)(((uint32_t)top - (uint32_t)score) << shift), mul))];
 }
 
 /* n >= 4 scores become weights from e on. Returns their sum. */
 static int32_t weights(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, const int32_t *s, int32_t n,
                        uint32_t *e)
 {
+    const int32_t *const last = s + n - FOUR;
     int32_t sum = 0;
-    uint32_t pair[2];
-    for (const int32_t *last = s + n - FOUR; s < last; s += FOUR, e += FOUR) {
-        exponentials(table, mul, shift, top, s, pair);
-        e[0] = pair[0], e[1] = pair[1];
-        sum = ecg_smlad(pair[1], ONES, ecg_smlad(pair[0], ONES, sum));
+    for (;;) {
+        const int32_t twice = s > last ? (int32_t)(s - last) : 0;       /* keys of the last four that had their turn */
+        const int32_t *const at = s - twice;
+        const uint32_t e0 = weight(table, mul, shift, top, at[0]), e1 = weight(table, mul, shift, top, at[1]);
+        const uint32_t e2 = weight(table, mul, shift, top, at[2]), e3 = weight(table, mul, shift, top, at[3]);
+        uint32_t even = ecg_firsts(e0, e2), odd = ecg_firsts(e1, e3);
+        if (twice) {
+            even &= twice > 2 ? 0 : 0xffff0000u;
+            odd &= twice > 1 ? 0xffff0000u : 0xffffffffu;
+        }
+        e[0] = even;
+        e[1] = odd;
+        sum = ecg_smlad(odd, ONES, ecg_smlad(even, ONES, sum));
+        if (s >= last)
+            return sum;
+        s += FOUR;
+        e += FOUR;
     }
-    const int32_t twice = -n & 3;       /* keys of the last four that had their turn */
-    exponentials(table, mul, shift, top, s - twice, pair);
-    e[0] = pair[0] & (twice > 2 ? 0 : twice > 0 ? 0xffff0000u : 0xffffffffu);
-    e[1] = pair[1] & (twice > 1 ? 0xffff0000u : 0xffffffffu);
-    return ecg_smlad(e[1], ONES, ecg_smlad(e[0], ONES, sum));
 }
 
 /* The weight of key i of n becomes 0. Returns what it was. */
@@ -146,48 +204,142 @@ static int32_t forget(uint32_t *e, int32_t n, int32_t i)
     return (int32_t)was;
 }
 
-/* Four more keys: sums of row a and b over v0, then over v1. */
-static inline void add_four(const uint32_t *e, const int8_t *v0, const int8_t *v1, int32_t sum[4])
+/* Outputs of two rows of weights, two channels at a time. An odd one at the end is a run of its own with pitches 0. */
+typedef struct {
+    const uint32_t *e;
+    const int8_t *v;
+    int8_t *out;
+    int32_t v_pitch, out_pitch;
+    int32_t rest, twice;        /* keys in front of the last four; keys of the last four that had their turn */
+    int32_t apart;              /* columns between the two queries, 0: they are the same; < 0: two maps of one query */
+    int32_t factor[2];
+    int32_t pairs;              /* of channels */
+} values;
+
+#if ECG_THUMB_DSP
+void ecg_attention_values(values *x);
+/* r0 e, r1 r2 two rows of v, lr where the first one's last four keys start, r4 r5 sums of both rows of weights over the
+ * first, r6 r7 over the second */
+__asm__("   .macro ECG_FOUR\n"
+        "   ldm r0!, {r8-r11}\n"
+        "   ldr r3, [r1], #4\n"
+        "   sxtb16 r12, r3\n"
+        "   sxtb16 r3, r3, ror #8\n"
+        "   smlad r4, r12, r8, r4\n"
+        "   smlad r5, r12, r10, r5\n"
+        "   smlad r4, r3, r9, r4\n"
+        "   smlad r5, r3, r11, r5\n"
+        "   ldr r3, [r2], #4\n"
+        "   sxtb16 r12, r3\n"
+        "   sxtb16 r3, r3, ror #8\n"
+        "   smlad r6, r12, r8, r6\n"
+        "   smlad r7, r12, r10, r7\n"
+        "   smlad r6, r3, r9, r6\n"
+        "   smlad r7, r3, r11, r7\n"
+        "   .endm\n"
+        "   .macro ECG_CODE sum, factor, to:vararg\n"     /* (sum * factor + 2^39) >> 40; r10 is 128 */
+        "   smmla \\sum, \\sum, \\factor, r10\n"
+        "   ssat \\sum, #8, \\sum, asr #8\n"
+        "   strb \\sum, [\\to]\n"
+        "   .endm\n"
+        "   .section .text.ecg_attention_values, \"ax\"\n"
+        "   .syntax unified\n"
+        "   .thumb\n"
+        "   .global ecg_attention_values\n"
+        "   .type ecg_attention_values, %function\n"
+        "   .thumb_func\n"
+        "ecg_attention_values:\n"
+        "   push {r0, r4-r11, lr}\n"
+        "   mov r12, r0\n"
+        "1: ldrd r0, r1, [r12]\n"
+        "   ldr r2, [r12, #12]\n"
+        "   ldr lr, [r12, #20]\n"
+        "   add r2, r2, r1\n"
+        "   add lr, lr, r1\n"
+        "   movs r4, #0\n"
+        "   movs r5, #0\n"
+        "   movs r6, #0\n"
+        "   movs r7, #0\n"
+        "   cmp r1, lr\n"
+        "   bhs 3f\n"
+        "2: ECG_FOUR\n"
+        "   cmp r1, lr\n"
+        "   blo 2b\n"
+        "3: ldr r12, [sp]\n"
+        "   ldr r3, [r12, #24]\n"
+        "   sub r1, r1, r3\n"
+        "   sub r2, r2, r3\n"
+        "   ECG_FOUR\n"
+        "   ldr r12, [sp]\n"
+        "   ldrd r8, r9, [r12, #32]\n"
+        "   ldr r2, [r12, #8]\n"
+        "   ldrd r0, r1, [r12, #12]\n"
+        "   ldr r3, [r12, #28]\n"
+        "   mov r10, #128\n"
+        "   cmp r3, #0\n"
+        "   blt 5f\n"
+        "   ECG_CODE r5, r9, r2, r3\n"
+        "   ECG_CODE r4, r8, r2\n"
+        "   add r2, r2, r1\n"
+        "   ECG_CODE r7, r9, r2, r3\n"
+        "   ECG_CODE r6, r8, r2\n"
+        "4: add r2, r2, r1\n"
+        "   ldr r1, [r12, #4]\n"
+        "   ldr r3, [r12, #40]\n"
+        "   add r1, r1, r0, lsl #1\n"
+        "   strd r1, r2, [r12, #4]\n"
+        "   subs r3, r3, #1\n"
+        "   str r3, [r12, #40]\n"
+        "   bne 1b\n"
+        "   pop {r0, r4-r11, pc}\n"
+        "5: smull r3, r11, r4, r8\n"       /* the first map's and the second one's */
+        "   smlal r3, r11, r5, r9\n"
+        "   add r11, r11, r10\n"
+        "   ssat r11, #8, r11, asr #8\n"
+        "   strb r11, [r2]\n"
+        "   add r2, r2, r1\n"
+        "   smull r3, r11, r6, r8\n"
+        "   smlal r3, r11, r7, r9\n"
+        "   add r11, r11, r10\n"
+        "   ssat r11, #8, r11, asr #8\n"
+        "   strb r11, [r2]\n"
+        "   b 4b\n"
+        "   .size ecg_attention_values, . - ecg_attention_values\n"
+        "   .text\n");
+#else
+static void add_four(const uint32_t *e, const int8_t *v, int32_t sum[2])
 {
-    const uint64_t a = load_two(e), b = load_two(e + 2);
-    const uint32_t x = ecg_load4(v0), y = ecg_load4(v1);
-    const uint32_t x02 = ecg_even(x), x13 = ecg_odd(x), y02 = ecg_even(y), y13 = ecg_odd(y);
-    sum[0] = ecg_smlad(x13, (uint32_t)(a >> 32), ecg_smlad(x02, (uint32_t)a, sum[0]));
-    sum[1] = ecg_smlad(x13, (uint32_t)(b >> 32), ecg_smlad(x02, (uint32_t)b, sum[1]));
-    sum[2] = ecg_smlad(y13, (uint32_t)(a >> 32), ecg_smlad(y02, (uint32_t)a, sum[2]));
-    sum[3] = ecg_smlad(y13, (uint32_t)(b >> 32), ecg_smlad(y02, (uint32_t)b, sum[3]));
+    const uint32_t v02 = ecg_even(ecg_load4(v)), v13 = ecg_odd(ecg_load4(v));
+    sum[0] = ecg_smlad(v13, e[1], ecg_smlad(v02, e[0], sum[0]));
+    sum[1] = ecg_smlad(v13, e[3], ecg_smlad(v02, e[2], sum[1]));
 }
 
-/* Outputs of two rows of n >= 4 weights. queries: 2 two queries, 1 only the first, 0 one query's two maps. */
-static void values(const uint32_t *e, int32_t n, const int32_t factor[2], const int8_t *v, int32_t v_pitch,
-                   int32_t width, int8_t *out, int32_t out_pitch, int queries)
+static void ecg_attention_values(values *x)
 {
-    const int32_t twice = -n & 3;
-    for (int32_t row = 0; row < width; row += 2) {
-        const int8_t *v0 = v, *v1 = row + 1 < width ? v + v_pitch : v;
-        const uint32_t *at = e;
-        int32_t sum[4] = {0, 0, 0, 0};
-        for (const int8_t *last = v + n - FOUR; v0 < last; v0 += FOUR, v1 += FOUR, at += FOUR)
-            add_four(at, v0, v1, sum);
-        add_four(at, v0 - twice, v1 - twice, sum);
-        for (int i = 0; i < 4 && row + i / 2 < width; i += 2) {
-            if (queries) {
-                out[0] = ecg_attention_out((int64_t)sum[i] * factor[0]);
-                if (queries == 2)
-                    out[1] = ecg_attention_out((int64_t)sum[i + 1] * factor[1]);
-            } else {
-                out[0] = ecg_attention_out((int64_t)sum[i] * factor[0] + (int64_t)sum[i + 1] * factor[1]);
-            }
-            out += out_pitch;
+    for (int32_t row = 0; row < 2 * x->pairs; row++) {
+        const int8_t *v = x->v + row * x->v_pitch;
+        int8_t *const out = x->out + row * x->out_pitch;
+        const uint32_t *e = x->e;
+        int32_t sum[2] = {0, 0};
+        for (const int8_t *last = v + x->rest; v < last; v += FOUR, e += FOUR)
+            add_four(e, v, sum);
+        add_four(e, v - x->twice, sum);
+        if (x->apart < 0) {
+            out[0] = ecg_attention_out((int64_t)sum[0] * x->factor[0] + (int64_t)sum[1] * x->factor[1]);
+        } else {
+            out[x->apart] = ecg_attention_out((int64_t)sum[1] * x->factor[1]);
+            out[0] = ecg_attention_out((int64_t)sum[0] * x->factor[0]);
         }
-        v += 2 * v_pitch;
     }
+    x->v += 2 * x->pairs * x->v_pitch;
+    x->out += 2 * x->pairs * x->out_pitch;
 }
+#endif
 
-/* A block of queries of a head: the keys of each, and of all of them. */
+/* A block of queries of a head: the keys of each, of two together, and of all of them. */
 typedef struct {
     int32_t head, t, count;
-    ecg_range own[MOST], all;
+    ecg_range own[MOST], two[MOST / 2], all;
 } block;
 
 /* Columns that rows first and last have to do with, at least four. */
@@ -199,16 +351,19 @@ static ecg_range reach(const block *b, int32_t first, int32_t last)
     return r;
 }
 
-static block take(const ecg_attention_layer *a, const ecg_view *keys, int32_t head, int32_t t, int32_t end)
+static void take(const ecg_attention_layer *a, const ecg_view *keys, int32_t head, int32_t t, int32_t end, block *b)
 {
-    block b = {.head = head, .t = t, .count = least(end - t, least(a->block, MOST))};
+    b->head = head;
+    b->t = t;
+    b->count = least(end - t, least(a->block, MOST));
     if (a->window == ECG_BLOCK)
-        b.count = least(b.count, a->size - t % a->size);
-    for (int32_t i = 0; i < b.count; i++)
-        b.own[i] = ecg_attention_keys(a, keys, t + i);
-    b.all.from = least(b.own[0].from, keys->end - FOUR);
-    b.all.to = most(b.own[b.count - 1].to, b.all.from + FOUR);
-    return b;
+        b->count = least(b->count, a->size - t % a->size);
+    for (int32_t i = 0; i < b->count; i++)
+        b->own[i] = ecg_attention_keys(a, keys, t + i);
+    b->all.from = least(b->own[0].from, keys->end - FOUR);
+    b->all.to = most(b->own[b->count - 1].to, b->all.from + FOUR);
+    for (int32_t i = 0; i < b->count; i += 2)
+        b->two[i / 2] = reach(b, i, i + 1);
 }
 
 /* Scores of a block in one map: those of query i from rows + i * stride on. pairs: room for a block of queries and for
@@ -220,18 +375,21 @@ static void scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_vi
     const int8_t *query = q->data + b->head * depth * q->pitch + (b->t - q->first);
     const int8_t *key = k->data + b->head * depth * k->pitch - k->first;
     uint32_t *const keys = pairs + a->block / 2 * words;
+    const uint32_t *query2;
     for (int32_t i = 0; i < b->count; i += 2)
         pair_queries(query + i, q->pitch, depth, i + 1 < b->count, pairs + i / 2 * words);
     for (int32_t s = b->all.from, last = b->all.to - FOUR, done = 0; !done; s += FOUR) {
+        int32_t *to;
         done = s >= last;
         s = done ? last : s;
         pair_keys(key + s, k->pitch, depth, keys);
-        for (int32_t i = 0; i < b->count; i += 2) {
-            const ecg_range r = reach(b, i, i + 1);
-            if (r.from < s + FOUR && s < r.to) {
-                int32_t *const to = rows + i * stride + (s - b->all.from);
-                score(keys, pairs + i / 2 * words, words / 2, to, to + stride);
-            }
+        to = rows + (s - b->all.from);
+        query2 = pairs;
+        for (const ecg_range *two = b->two, *end = two + (b->count + 1) / 2; two < end; two++) {
+            if (two->from < s + FOUR && s < two->to)
+                ecg_attention_score(keys, query2, query2 + words, to, 4 * stride);
+            query2 += words;
+            to += 2 * stride;
         }
     }
 }
@@ -273,23 +431,30 @@ void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *ou
     for (int32_t head = 0; head < a->heads; head++) {
         block b;
         for (int32_t t = out->first; t < out->end; t += b.count) {
-            b = take(a, &keys, head, t, out->end);
+            take(a, &keys, head, t, out->end, &b);
             const int32_t stride = (b.all.to - b.all.from + 4) & ~1;
             scores(a, &in[0], &in[1], &b, rows, maps * stride, pairs);
             if (a->pair)
                 scores(a, &in[3], &in[4], &b, rows + stride, maps * stride, pairs);
             for (int32_t i = 0; i < b.count; i += 3 - maps) {
                 const int32_t other = a->pair ? i : least(i + 1, b.count - 1);
-                const ecg_range r = reach(&b, i, other);
+                const ecg_range r = a->pair ? reach(&b, i, i) : b.two[i / 2];
                 const int32_t skip = r.from - b.all.from;
                 int32_t *const row = rows + i * maps * stride;
                 uint32_t *const e = (uint32_t *)row + (skip & ~1);
-                int32_t factor[2];
-                factor[0] = soften(a, &b, i, r, 0, row + skip, e);      /* first: the second row's weights go over it */
-                factor[1] = soften(a, &b, other, r, a->pair, row + stride + skip, e + 2);
-                values(e, r.to - r.from, factor, v->data + head * width * v->pitch + (r.from - v->first), v->pitch, width,
-                       out->data + head * width * out->pitch + (t + i - out->first), out->pitch,
-                       a->pair ? 0 : 1 + (other > i));
+                values x = {.e = e, .v = v->data + head * width * v->pitch + (r.from - v->first), .v_pitch = v->pitch,
+                            .out = out->data + head * width * out->pitch + (t + i - out->first),
+                            .out_pitch = out->pitch, .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3,
+                            .apart = a->pair ? -1 : other - i, .pairs = width / 2};
+                x.factor[0] = soften(a, &b, i, r, 0, row + skip, e);    /* first: the second row's weights go over it */
+                x.factor[1] = soften(a, &b, other, r, a->pair, row + stride + skip, e + 2);
+                if (x.pairs)
+                    ecg_attention_values(&x);
+                if (width & 1) {
+                    x.v_pitch = x.out_pitch = 0;
+                    x.pairs = 1;
+                    ecg_attention_values(&x);
+                }
             }
         }
     }

@@ -78,6 +78,14 @@ static inline uint32_t ecg_usat16(uint32_t pair)
     return clamped;
 }
 
+/* clamped to 0 .. 1023 */
+static inline int32_t ecg_usat10(int32_t x)
+{
+    int32_t index;
+    __asm__("usat %0, #10, %1" : "=r"(index) : "r"(x));
+    return index;
+}
+
 /* the low bytes of four values, side by side */
 static inline uint32_t ecg_pack4(int32_t a, int32_t b, int32_t c, int32_t d)
 {
@@ -125,6 +133,11 @@ static inline uint32_t ecg_odd(uint32_t codes)
 static inline int32_t ecg_ssat8(int32_t x)
 {
     return ecg_clamp(x, -128, 127);
+}
+
+static inline int32_t ecg_usat10(int32_t x)
+{
+    return ecg_clamp(x, 0, 1023);
 }
 
 static inline uint32_t ecg_usat16(uint32_t pair)
