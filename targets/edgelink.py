@@ -267,6 +267,12 @@ class InjectWindow(Payload):
     def tail(value) -> bytes:
         return value
 
+    @staticmethod
+    def untail(values: tuple, data: bytes) -> bytes:
+        if len(data) < values[1]:
+            raise ValueError(f"{len(data)} bytes of {values[1]}")
+        return data[:values[1]]
+
 
 @dataclass(frozen=True)
 class Status(Payload):

@@ -18,7 +18,8 @@ from train import manifest as manifests
 from train.say import UserError
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c99", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror")
+FLAGS = ("-std=c99", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wconversion",
+         "-Wno-sign-conversion", "-Werror")
 CUT, STUCK, UP = 1, 2, 0
 FS, HOP = 250, 40
 

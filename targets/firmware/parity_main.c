@@ -11,20 +11,11 @@
 #include "ecg.h"
 #include "ecg_boot.h"
 #include "ecg_semihost.h"
+#include "parity.h"
 
-#ifndef PARITY_MEMORY
-#error "bytes of the largest model's memory: -DPARITY_MEMORY="
-#endif
-#ifndef PARITY_DATA
-#error "bytes of the largest job's data: -DPARITY_DATA="
-#endif
-enum { CLASSES = 256, INPUTS = 8, SHOWN = 3 };
+enum { CLASSES = 256, INPUTS = 8, SHOWN = 3, MEMORY = 2 << 20 };
 
-extern const ecg_model *const parity_models[];
-extern const uint32_t parity_models_count;
-
-static uint64_t memory[PARITY_MEMORY / 8 + 1];
-static int8_t data[PARITY_DATA];
+static uint64_t memory[MEMORY / 8];
 static int8_t got[CLASSES];
 static char path[256];
 static ecg_t engine;
@@ -91,7 +82,7 @@ static const ecg_model *start(const report *r)
         ecg_print("there is no such model\n");
         ecg_exit(3);
     }
-    const int error = ecg_init(&engine, parity_models[which], memory, sizeof memory);
+    const int error = ecg_init(&engine, parity_models[which], NULL, memory, sizeof memory);
     if (error != ECG_OK || parity_models[which]->classes > CLASSES) {
         ecg_print("model ");
         ecg_print_int((int32_t)which);
@@ -112,11 +103,11 @@ static void windows(report *r)
     if (inputs > INPUTS)
         ecg_exit(3);
     for (uint32_t i = 0; i < inputs; i++) {
-        at[i] = data + used;
+        at[i] = parity_data + used;
         used += number(r);
     }
     for (uint32_t w = 0; w < count; w++) {
-        fetch(r, data, used + model->classes);
+        fetch(r, parity_data, used + model->classes);
         const int error = ecg_window(&engine, at, got);
         if (error != ECG_OK) {
             ecg_print("ecg_window says ");
@@ -124,7 +115,7 @@ static void windows(report *r)
             ecg_print("\n");
             ecg_exit(3);
         }
-        compare(r, "window", w, data + used, got, model->classes, &shown);
+        compare(r, "window", w, parity_data + used, got, model->classes, &shown);
     }
 }
 
@@ -135,16 +126,16 @@ static void stream(report *r)
     const uint32_t frames = number(r), decisions = number(r), sides = number(r);
     const ecg_program *front = model->stream ? &model->stream->front : NULL;
     const uint32_t leads = front ? front->tensors[front->given[0]].rows : 1;
-    const int8_t *at[INPUTS], *codes = data;
+    const int8_t *at[INPUTS], *codes = parity_data;
     uint32_t sizes[INPUTS], used = frames * leads, decided = 0, shown = 0, random = 1;
     if (sides > INPUTS || !front)
         ecg_exit(3);
     for (uint32_t i = 0; i < sides; i++) {
         sizes[i] = number(r);
-        at[i] = data + used;
+        at[i] = parity_data + used;
         used += decisions * sizes[i];
     }
-    fetch(r, data, used + decisions * model->classes);
+    fetch(r, parity_data, used + decisions * model->classes);
     for (uint32_t taken = 0; taken < frames;) {
         random = random * 1664525u + 1013904223u;
         uint32_t part = 1 + (random >> 16) % 97;
@@ -155,7 +146,7 @@ static void stream(report *r)
         if (!logits)
             continue;
         if (decided < decisions)
-            compare(r, "decision", decided, data + used + decided * model->classes, logits, model->classes, &shown);
+            compare(r, "decision", decided, parity_data + used + decided * model->classes, logits, model->classes, &shown);
         for (uint32_t i = 0; i < sides && decided + 1 < decisions; i++)
             at[i] += sizes[i];
         decided++;
