@@ -174,11 +174,8 @@ def _name(image: Image, address: int) -> str:
 
 def plugin() -> Path:
     """The counting plugin, built at need into the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadedge"
-    source = PLUGIN.read_bytes()
-    built = cache / f"counting-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    built = toolchain.cache() / f"counting-{hashlib.sha256(PLUGIN.read_bytes()).hexdigest()[:16]}.so"
     if not built.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
         half = built.with_suffix(f".{os.getpid()}")
         toolchain.run([*toolchain.compiler("host").command, "-std=c99", "-O2", "-shared", "-fPIC", os.fspath(PLUGIN),
                        "-o", os.fspath(half)])

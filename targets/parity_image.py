@@ -30,7 +30,7 @@ STACK = 16384
 DATA = {"mps2-an385": Region(0x2100_0000, 16 << 20), "mps2-an386": Region(0x2100_0000, 16 << 20),
         "mps2-an500": Region(0x6000_0000, 16 << 20), "mps2-an505": Region(0x8000_0000, 16 << 20),
         "mps3-an547": Region(0x6000_0000, 64 << 20)}
-FLAGS = ('-DECG_MODEL_SECTION=".ecg_model"',)
+SECTION = '#define ECG_MODEL_SECTION ".ecg_model"\n'
 TOGETHER = 40           # models in one C file
 
 
@@ -113,34 +113,26 @@ def build(core: str, cases: list[Case], folder: Path, using: str | None = None) 
     files = []
     for start in range(0, len(sources), TOGETHER):
         files.append(folder / f"models{start}.c")
-        files[-1].write_text("".join(s.code for s in sources[start:start + TOGETHER]))
+        files[-1].write_text(SECTION + "".join(s.code for s in sources[start:start + TOGETHER]))
     for number, source in enumerate(sources):
         (folder / f"m{number}.h").write_text(source.header)
     kernels = sorted({k for s in sources for k in s.kernels})
     files.append(folder / "table.c")
-    files[-1].write_text(table(len(sources)) + c_model.kernel_table(kernels))
-    memory = max(memory_bytes(s, c) for s, c in zip(sources, cases, strict=True))
-    flags = [*FLAGS, f"-DPARITY_MEMORY={memory}u", f"-DPARITY_DATA={max(map(job_bytes, cases))}u"]
+    files[-1].write_text(table(len(sources), max(map(job_bytes, cases))) + c_model.kernel_table(kernels))
     on = emulate.machine(core)
     engine = [toolchain.KERNELS / name for name in twin.ENGINE]
     return toolchain.image(core, [MAIN, toolchain.SEMIHOST, *files, *engine, *twin.sources(kernels)],
                            folder / "parity.elf", on.flash, on.ram, stack=STACK, model=DATA[on.name],
-                           include=[folder], flags=flags, using=using)
+                           include=[folder, MAIN.parent], using=using)
 
 
-def table(count: int) -> str:
-    """The C that lists the models m0, m1, ..."""
+def table(count: int, room: int) -> str:
+    """The C that lists the models m0, m1, ... and has `room` bytes for the data of a job."""
     headers = "".join(f'#include "m{i}.h"\n' for i in range(count))
     rows = ", ".join(f"&m{i}" for i in range(count))
-    return (f"{headers}extern const ecg_model *const parity_models[];\nextern const uint32_t parity_models_count;\n"
-            f"const ecg_model *const parity_models[] = {{{rows}}};\nconst uint32_t parity_models_count = {count};\n")
-
-
-def memory_bytes(source: c_model.Source, case: Case) -> int:
-    """At least what ecg_memory says of a model."""
-    classes = case.expected.shape[1]
-    vote = case.manifest.decision.vote if case.manifest else 0
-    return source.arena + source.scratch + source.state + 6 * source.counters + classes * (6 + vote) + 64
+    return (f'{headers}#include "parity.h"\n'
+            f"const ecg_model *const parity_models[] = {{{rows}}};\nconst uint32_t parity_models_count = {count};\n"
+            f"int8_t parity_data[{room}];\n")
 
 
 def job_bytes(case: Case) -> int:

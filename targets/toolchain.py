@@ -7,6 +7,7 @@ plain C. Either compiles everything. Images are ELF files for bare metal, with t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import string
@@ -102,16 +103,45 @@ def compiler(core: str, using: str | None = None) -> Compiler:
 
 
 def compile(core: str, sources, out: Path, include=(), flags=(), using: str | None = None) -> list[Path]:
-    """Compile C and assembler files into objects in the folder `out`; UserError with the compiler's words."""
+    """Compile C and assembler files into objects in the folder `out`; UserError with the compiler's words.
+
+    Files of targets/c and firmware/boot include nothing but each other: their objects are kept from call to call.
+    """
     chosen = compiler(core, using)
     out.mkdir(parents=True, exist_ok=True)
-    folders = [f"-I{folder}" for folder in (*include, KERNELS, BOOT)]
     objects = []
     for number, source in enumerate(map(Path, sources)):
-        objects.append(out / f"{number:03d}-{source.stem}.o")
-        extra = () if source.suffix == ".S" else COMMON
-        run([*chosen.command, *extra, *flags, *folders, "-c", os.fspath(source), "-o", os.fspath(objects[-1])])
+        ours = source.resolve().parent in (KERNELS, BOOT)
+        words = [*chosen.command, *(() if source.suffix == ".S" else COMMON), *flags,
+                 *(f"-I{folder}" for folder in ((KERNELS, BOOT) if ours else (*include, KERNELS, BOOT))),
+                 "-c", os.fspath(source)]
+        objects.append(_kept(source, words) if ours else out / f"{number:03d}-{source.stem}.o")
+        if not (ours and objects[-1].is_file()):
+            # another process may make the same one: the name appears when it is whole
+            half = objects[-1].with_suffix(f".{os.getpid()}")
+            run([*words, "-o", os.fspath(half)])
+            half.replace(objects[-1])
     return objects
+
+
+def cache() -> Path:
+    """The user's folder for what can be made again."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadedge"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _kept(source: Path, words: list[str]) -> Path:
+    """Where the object of a file lies; its name changes with the file, any header of ours and the command."""
+    texts = [p.read_bytes() for p in (source, *sorted(p for f in (KERNELS, BOOT) for p in f.rglob("*.[hd]*")))]
+    key = hashlib.sha256(b"\0".join([repr(words).encode(), _version(words[0]), *texts])).hexdigest()[:24]
+    return cache() / f"{source.stem}-{key}.o"
+
+
+@lru_cache
+def _version(program: str) -> bytes:
+    """What tells one compiler from the next."""
+    return f"{program} {os.stat(program).st_mtime_ns} {os.stat(program).st_size}".encode()
 
 
 def link(core: str, objects, elf: Path, script: Path, using: str | None = None) -> Path:
