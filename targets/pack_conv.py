@@ -18,6 +18,8 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
     weight = n.params["weight"]         # (out, channel / groups, kernel)
     if not core.dsp:
         return _conv_layer(graph, n, "conv", Array("int8_t", weight.reshape(-1)), _rescale(n))
+    if _one_column(graph, n):
+        return dense(graph, n, core)
     share = len(weight) // n.attrs["groups"]
     if weight.shape[1] == 1 and share == 1:
         return _fir(graph, n)
@@ -25,16 +27,16 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
     steps = [_paired(by, share) for by in _steps(_shifted(n))]          # each (group, pair of channels, step, 2, 2)
     least = min(steps, key=lambda s: s.shape[2])
     return _conv_layer(graph, n, "conv_dsp8" if narrow else "conv_dsp", _words(least, narrow), _folded(n, share % 2),
-                       scratch=16 * least.shape[2])
+                       scratch=16 * (least.shape[2] + 1))
 
 
 def dense(graph: Graph, n: Node, core: Core) -> Layer:
     """(feature,) -> (out,)."""
-    weight = n.params["weight"]
+    weight = n.params["weight"].reshape(len(n.params["weight"]), -1)
     if not core.dsp:
         return _dense_layer(n, "dense", Array("int8_t", weight.reshape(-1)), _rescale(n))
     narrow = not core.wide and not n.params["shift"].any()
-    steps = _in_fours(_shifted(n)[:, None])[:, 0]                       # (out, step, 2)
+    steps = _in_fours(_shifted(n).reshape(weight.shape))                # (out, step, 2)
     steps = np.pad(steps, [(0, -len(steps) % 4), (0, steps.shape[1] % 2), (0, 0)])
     out, count, _ = steps.shape
     if narrow:
@@ -91,6 +93,13 @@ def _as_words(values: np.ndarray, narrow: bool) -> Array:
     return Array("uint32_t", np.frombuffer(flat.tobytes(), "<u4"))
 
 
+def _one_column(graph: Graph, n: Node) -> bool:
+    """A 1x1 convolution of a single column is a dense layer: channels lie side by side, except in a stream's state."""
+    shape = graph.tensors[n.inputs[0]].shape
+    local = graph.local_nodes()[0] if graph.boundary is not None else []
+    return shape[1:] == (1, 1) and n.params["weight"].shape[1:] == (shape[0], 1) and not any(n is m for m in local)
+
+
 def _shifted(n: Node) -> np.ndarray:
     """Weights as integers, times 2^shift."""
     weight, shift = n.params["weight"].astype(np.int32), n.params["shift"].astype(np.int32)
@@ -116,7 +125,7 @@ def _conv_layer(graph: Graph, n: Node, kernel: str, weight: Array, rescale: dict
 
 
 def _dense_layer(n: Node, kernel: str, weight: Array, rescale: dict, scratch: int = 0) -> Layer:
-    out, features = n.params["weight"].shape
+    out, features = n.params["weight"].shape[:2]
     return Layer(kernel, "ecg_dense_layer", {
         "weight": weight, **rescale, "in": features, "out": out, "relu": int(n.attrs["relu"])}, scratch)
 

@@ -207,55 +207,78 @@ static uint32_t gather(const int8_t *row, int32_t columns, int32_t at, int32_t s
     return codes;
 }
 
+/* four columns of two channels, from the pairs of columns (0, 2) and (1, 3) of either */
+static inline void step(uint32_t *to, uint32_t a, uint32_t b)
+{
+    const uint32_t a02 = ecg_even(a), a13 = ecg_odd(a), b02 = ecg_even(b), b13 = ecg_odd(b);
+
+    to[0] = ecg_firsts(a02, b02);
+    to[1] = ecg_firsts(a13, b13);
+    to[2] = ecg_seconds(a02, b02);
+    to[3] = ecg_seconds(a13, b13);
+}
+
 /* A step is a pair of channels under one tap. Of an odd depth the last channel stands with itself, the weight is 0. */
 static uint32_t *expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
+    const int32_t stride = f->stride, rows = f->rows;
+
     for (int32_t tap = 0; tap < f->kernel; tap++, at++) {
-        int inside = at >= 0 && at + 3 * f->stride < f->columns;
-        const int8_t *a = row;
+        const int inside = at >= 0 && at + 3 * stride < f->columns;
+        const int8_t *a = inside ? row + at : row, *last = a + (f->depth - 1) * rows;
 
-        for (int32_t c = f->depth; c > 0; c -= 2, to += 4) {
-            const int8_t *b = c > 1 ? a + f->rows : a;
+        if (inside && stride == 1)
+            for (; a < last; a += 2 * rows, to += 4)
+                step(to, ecg_load4(a), ecg_load4(a + rows));
+        else if (inside)
+            for (; a < last; a += 2 * rows, to += 4) {
+                const int8_t *b = a + rows;
 
-            if (inside && f->stride != 1) {
-                const int8_t *p = a + at, *q = b + at;
-
-                for (int i = 0; i < 4; i++, p += f->stride, q += f->stride)
-                    to[i] = ecg_firsts((uint32_t)*p, (uint32_t)*q);
-            } else {
-                uint32_t x = inside ? ecg_load4(a + at) : gather(a, f->columns, at, f->stride);
-                uint32_t y = inside ? ecg_load4(b + at) : gather(b, f->columns, at, f->stride);
-
-                to[0] = ecg_firsts(ecg_even(x), ecg_even(y));
-                to[1] = ecg_firsts(ecg_odd(x), ecg_odd(y));
-                to[2] = ecg_seconds(ecg_even(x), ecg_even(y));
-                to[3] = ecg_seconds(ecg_odd(x), ecg_odd(y));
+                to[0] = ecg_firsts((uint32_t)a[0], (uint32_t)b[0]);
+                to[1] = ecg_firsts((uint32_t)a[stride], (uint32_t)b[stride]);
+                to[2] = ecg_firsts((uint32_t)a[2 * stride], (uint32_t)b[2 * stride]);
+                to[3] = ecg_firsts((uint32_t)a[3 * stride], (uint32_t)b[3 * stride]);
             }
-            a = b + f->rows;
+        else
+            for (; a < last; a += 2 * rows, to += 4)
+                step(to, gather(a, f->columns, at, stride), gather(a + rows, f->columns, at, stride));
+        if (a == last) {
+            const uint32_t codes = gather(row + (f->depth - 1) * rows, f->columns, at, stride);
+
+            step(to, codes, codes);
+            to += 4;
         }
     }
     return to;
 }
 
-/* Two steps are four taps of one channel, (0, 2) and (1, 3). */
+/* one column of two steps, four taps each */
+static inline void taps(uint32_t *to, uint32_t codes)
+{
+    to[0] = ecg_even(codes);
+    to[4] = ecg_odd(codes);
+}
+
+/* Two steps are four taps of one channel, (0, 2) and (1, 3). A last step that is all padding has no weights. */
 static uint32_t *expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
-    int inside = at >= 0 && at + 3 * f->stride + ((f->kernel + 3) & ~3) <= f->columns;
+    const int32_t stride = f->stride;
+    const int inside = at >= 0 && at + 3 * stride + ((f->kernel + 3) & ~3) <= f->columns;
 
-    for (int32_t c = 0; c < f->depth; c++, row += f->rows)
-        for (int32_t tap = 0; tap < f->kernel; tap += 4) {
-            int32_t alone = f->kernel - tap == 1, x = at + tap;
-
-            for (int i = 0; i < 4; i++, x += f->stride, to++) {
-                uint32_t codes = inside ? ecg_load4(row + x) : gather(row, f->columns, x, 1);
-
-                to[0] = ecg_even(codes);
-                if (!alone)
-                    to[4] = ecg_odd(codes);
+    for (int32_t c = 0; c < f->depth; c++, row += f->rows) {
+        for (int32_t tap = 0, x = at; tap < f->kernel; tap += 4, x += 4, to += 8)
+            if (inside) {
+                taps(to, ecg_load4(row + x));
+                taps(to + 1, ecg_load4(row + x + stride));
+                taps(to + 2, ecg_load4(row + x + 2 * stride));
+                taps(to + 3, ecg_load4(row + x + 3 * stride));
+            } else {
+                for (int32_t i = 0; i < 4; i++)
+                    taps(to + i, gather(row, f->columns, x + i * stride, 1));
             }
-            if (!alone)
-                to += 4;
-        }
+        if (f->kernel % 4 == 1)
+            to -= 4;
+    }
     return to;
 }
 

@@ -8,8 +8,19 @@
 
 enum { SHORT_ROW = 64 };        /* bytes up to which a row is copied as a whole: cheaper than its two ends */
 
-/* What all rows have in common. */
+typedef struct fir fir;
+
+/* the filter of a row */
 typedef struct {
+    const uint32_t *weight;
+    ecg_scale scale;
+} filter;
+
+/* `count` columns, at least 4, the first of which sees x; the last four may be computed twice, to the same codes */
+typedef void filtering(const fir *f, const filter *h, const int8_t *x, int8_t *to, int32_t count);
+
+/* What all rows have in common. */
+struct fir {
     int32_t words, stride;      /* pairs of weights, two for four taps */
     int32_t columns;            /* of the input */
     int32_t count;              /* of the output */
@@ -17,13 +28,22 @@ typedef struct {
     int32_t head, tail;         /* output columns head .. tail - 1 need no copy */
     uint32_t relu;
     int8_t *copy;
-} fir;
+    filtering *run;
+};
 
-/* the filter of a row */
-typedef struct {
-    const uint32_t *weight;
-    ecg_scale scale;
-} filter;
+/* To the next four columns, or back to the last four where fewer are left; 0 at the end. */
+static inline int advance(const int8_t **x, int8_t **to, int8_t *last, int32_t stride)
+{
+    *to += 4;
+    *x += 4 * stride;
+    if (*to > last) {
+        if (*to == last + 4)
+            return 0;
+        *x -= (*to - last) * stride;
+        *to = last;
+    }
+    return 1;
+}
 
 static inline void store(int8_t *to, int32_t a, int32_t b, int32_t c, int32_t d, int32_t mul, uint32_t relu)
 {
@@ -36,7 +56,9 @@ static void taps4(const fir *f, const filter *h, const int8_t *x, int8_t *to, in
     const uint32_t w0 = h->weight[0], w1 = h->weight[1], relu = f->relu;
     const int32_t bias = h->scale.bias, mul = h->scale.mul;
 
-    for (const int8_t *end = to + count; to != end; to += 4, x += 4) {
+    int8_t *last = to + count - 4;
+
+    do {
         uint32_t low = ecg_load4(x), mid = ecg_load4(x + 2), high = ecg_load4(x + 3);
         int32_t a = ecg_smlad(w1, ecg_odd(low), ecg_smlad(w0, ecg_even(low), bias));
         int32_t b = ecg_smlad(w1, ecg_even(mid), ecg_smlad(w0, ecg_odd(low), bias));
@@ -44,7 +66,7 @@ static void taps4(const fir *f, const filter *h, const int8_t *x, int8_t *to, in
         int32_t d = ecg_smlad(w1, ecg_odd(high), ecg_smlad(w0, ecg_odd(mid), bias));
 
         store(to, a, b, c, d, mul, relu);
-    }
+    } while (advance(&x, &to, last, 1));
 }
 
 /* up to 8 taps, stride 1 */
@@ -53,7 +75,9 @@ static void taps8(const fir *f, const filter *h, const int8_t *x, int8_t *to, in
     const uint32_t w0 = h->weight[0], w1 = h->weight[1], w2 = h->weight[2], w3 = h->weight[3], relu = f->relu;
     const int32_t bias = h->scale.bias, mul = h->scale.mul;
 
-    for (const int8_t *end = to + count; to != end; to += 4, x += 4) {
+    int8_t *last = to + count - 4;
+
+    do {
         uint32_t codes = ecg_load4(x), even = ecg_even(codes), odd = ecg_odd(codes);
         int32_t a = ecg_smlad(w1, odd, ecg_smlad(w0, even, bias)), b = ecg_smlad(w0, odd, bias), c, d;
 
@@ -65,7 +89,7 @@ static void taps8(const fir *f, const filter *h, const int8_t *x, int8_t *to, in
         b = ecg_smlad(w3, even, b), c = ecg_smlad(w3, odd, ecg_smlad(w2, even, c)), d = ecg_smlad(w2, odd, d);
         d = ecg_smlad(w3, ecg_odd(ecg_load4(x + 7)), d);
         store(to, a, b, c, d, mul, relu);
-    }
+    } while (advance(&x, &to, last, 1));
 }
 
 /* up to 8 taps, stride 2 */
@@ -74,7 +98,9 @@ static void taps8by2(const fir *f, const filter *h, const int8_t *x, int8_t *to,
     const uint32_t w0 = h->weight[0], w1 = h->weight[1], w2 = h->weight[2], w3 = h->weight[3], relu = f->relu;
     const int32_t bias = h->scale.bias, mul = h->scale.mul;
 
-    for (const int8_t *end = to + count; to != end; to += 4, x += 8) {
+    int8_t *last = to + count - 4;
+
+    do {
         uint32_t codes = ecg_load4(x), even = ecg_even(codes), odd = ecg_odd(codes);
         int32_t a = ecg_smlad(w1, odd, ecg_smlad(w0, even, bias)), b, c, d;
 
@@ -89,7 +115,7 @@ static void taps8by2(const fir *f, const filter *h, const int8_t *x, int8_t *to,
         codes = ecg_load4(x + 10), even = ecg_even(codes), odd = ecg_odd(codes);
         d = ecg_smlad(w3, odd, ecg_smlad(w2, even, d));
         store(to, a, b, c, d, mul, relu);
-    }
+    } while (advance(&x, &to, last, 2));
 }
 
 /* any number of taps, any stride */
@@ -97,7 +123,9 @@ static void taps(const fir *f, const filter *h, const int8_t *x, int8_t *to, int
 {
     const int32_t stride = f->stride;
 
-    for (const int8_t *end = to + count; to != end; to += 4, x += 4 * stride) {
+    int8_t *last = to + count - 4;
+
+    do {
         const uint32_t *w = h->weight, *last = w + f->words;
         const int8_t *at = x;
         int32_t a = h->scale.bias, b = a, c = a, d = a;
@@ -111,23 +139,7 @@ static void taps(const fir *f, const filter *h, const int8_t *x, int8_t *to, int
             codes = ecg_load4(at + 3 * stride), d = ecg_smlad(w1, ecg_odd(codes), ecg_smlad(w0, ecg_even(codes), d));
         }
         store(to, a, b, c, d, h->scale.mul, f->relu);
-    }
-}
-
-/* `count` columns, at least 4, the first of which sees x. The last four may be computed twice, to the same codes. */
-static void run(const fir *f, const filter *h, const int8_t *x, int8_t *to, int32_t count)
-{
-    void (*four)(const fir *, const filter *, const int8_t *, int8_t *, int32_t) = taps;
-
-    if (f->stride == 1 && f->words == 2)
-        four = taps4;
-    if (f->stride == 1 && f->words == 4)
-        four = taps8;
-    if (f->stride == 2 && f->words == 4)
-        four = taps8by2;
-    four(f, h, x, to, count & ~3);
-    if (count & 3)
-        four(f, h, x + (count - 4) * f->stride, to + count - 4, 4);
+    } while (advance(&x, &to, last, stride));
 }
 
 /* Columns t .. stop - 1 from a copy of what they see, zeros where there is padding. row: column 0 of the input. */
@@ -150,11 +162,11 @@ static void run_copy(const fir *f, const filter *h, const int8_t *row, int8_t *t
     if (count < 4) {
         int8_t codes[4];
 
-        run(f, h, f->copy, codes, 4);
+        f->run(f, h, f->copy, codes, 4);
         for (i = 0; i < count; i++)
             to[t + i] = codes[i];
     } else {
-        run(f, h, f->copy, to + t, count);
+        f->run(f, h, f->copy, to + t, count);
     }
 }
 
@@ -179,8 +191,14 @@ void ecg_fir_dsp(const void *layer, const ecg_view *in, const ecg_view *out, voi
     const ecg_conv_layer *l = layer;
     const int32_t share = l->out / l->groups;
     fir f = {2 * ((l->kernel + 3) / 4), l->stride, in->end - in->first, out->end - out->first,
-             out->first * l->stride - l->pad - in->first, 0, 0, l->relu ? ECG_RELU : 0, scratch};
+             out->first * l->stride - l->pad - in->first, 0, 0, l->relu ? ECG_RELU : 0, scratch, taps};
 
+    if (f.words == 2 && f.stride == 1)
+        f.run = taps4;
+    if (f.words == 4 && f.stride == 1)
+        f.run = taps8;
+    if (f.words == 4 && f.stride == 2)
+        f.run = taps8by2;
     divide(&f);
     for (int32_t o = 0; o < l->out; o++) {
         const filter h = {(const uint32_t *)l->weight + o * f.words, l->scale[o]};
@@ -192,7 +210,7 @@ void ecg_fir_dsp(const void *layer, const ecg_view *in, const ecg_view *out, voi
             if (f.head)
                 run_copy(&f, &h, row, to, 0, f.head);
             if (f.tail > f.head)
-                run(&f, &h, row + f.start + f.head * f.stride, to + f.head, f.tail - f.head);
+                f.run(&f, &h, row + f.start + f.head * f.stride, to + f.head, f.tail - f.head);
             if (f.tail < f.count)
                 run_copy(&f, &h, row, to, f.tail, f.count);
         }
