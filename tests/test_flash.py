@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pty
 import subprocess
@@ -20,7 +21,13 @@ from tests import loaders
 from tests.loaders import write_elf
 from train.say import MissingError, UserError
 
+try:
+    import tomllib
+except ImportError:                     # Python 3.10
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
+BOARDS = tomllib.loads((ROOT / "targets" / "boards.toml").read_text())
 CODE = bytes(i * 7 % 251 for i in range(2500))
 STM32 = {"name": "Simulated F405", "flash": 1 << 16, "flash_at": 0x0800_0000, "loaders": ["stm32loader"],
          "usb": ["0403:6001"], "boot": "set BOOT0 to 1 and press reset", "stm32": {"family": "F4", "id": [0x413]}}
@@ -28,6 +35,10 @@ ESP = {"name": "Simulated C3", "flash": 1 << 16, "flash_at": 0, "loaders": ["esp
        "boot": "hold BOOT", "esp": {"chip": "esp32c3", "offset": 0x1000, "stub": False}}
 PICO = {"name": "Simulated Pico", "flash": 1 << 20, "flash_at": 0x1000_0000, "loaders": ["uf2"],
         "boot": "hold BOOTSEL", "uf2": {"family": 0xE48B_FF56, "board": ["RPI-RP2"]}}
+
+PROBED = {"name": "Simulated F405 DK", "flash": 1 << 20, "flash_at": 0x0800_0000, "loaders": ["pyocd"],
+          "usb": ["0483:374b"], "boot": "a USB cable in its ST-LINK connector", "pyocd": "cortex_m",
+          "chip": {"at": 0xE004_2000, "mask": 0xFFF, "id": [0x413]}}
 
 
 def needs(package):
@@ -99,6 +110,75 @@ def test_esptool_failures_are_explained(tmp_path, chip, error, words):
         assert words in raised.value.what and raised.value.fix
         if "nothing was" in words:
             assert set(simulated.flash) == {0xFF}
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """probe(fault) -> the file that holds the memory of a chip behind a probe that pyocd finds."""
+    from tests import probe as simulated
+
+    def connect(fault=""):
+        state = tmp_path / "probe.json"
+        state.write_text(json.dumps({"serial": "SIM0001", "memory": {0xE004_2000: 0x1007_6413}, "fault": fault}))
+        for name, value in simulated.install(tmp_path / "site", state).items():
+            monkeypatch.setenv(name, value)
+        return state
+    return connect
+
+
+@needs("pyocd")
+def test_pyocd_writes_and_reads_back(tmp_path, probe):
+    state = probe()
+    done = flash.flash(firmware(tmp_path), PROBED)
+    assert done == {"loader": "pyocd", "place": "SIM0001", "bytes": 2506,
+                    "verified": "read back through the probe and equal"}
+    words = {int(a): w for a, w in json.loads(state.read_text())["memory"].items()}
+    held = b"".join(words[0x0800_0000 + at].to_bytes(4, "little") for at in range(0, 2500, 4))
+    assert held == CODE and words[0x0800_0BB8].to_bytes(4, "little") == b"valu"
+
+
+@needs("pyocd")
+@pytest.mark.parametrize("fault, facts, port, error, words", [
+    ("", {"chip": {"at": 0xE004_2000, "mask": 0xFFF, "id": [0x410, 0x414]}}, None, UserError,
+     "is one with id 0x413 at 0xe0042000, not that of Simulated F405 DK; nothing was written"),
+    ("", {"pyocd": "stm32l4r5zitx"}, None, DeviceError, "does not know the chip stm32l4r5zitx yet"),
+    ("", {}, "NOSUCH", DeviceError, "no debug probe NOSUCH"),
+    ("worn", {}, None, DeviceError, "does not hold what was written: mismatched byte at 0x08000041"),
+    ("no chip", {}, None, DeviceError, "finds no chip")])
+def test_pyocd_failures_are_explained(tmp_path, probe, fault, facts, port, error, words):
+    state = probe(fault)
+    with pytest.raises(error) as raised:
+        flash.flash(firmware(tmp_path), PROBED | facts, port)
+    assert words in raised.value.what and raised.value.fix
+    if "nothing was" in words:
+        assert all(int(address) >> 28 == 0xE for address in json.loads(state.read_text())["memory"])
+
+
+@needs("pyocd")
+def test_without_a_probe_pyocd_lists_none_and_we_say_where_the_cable_goes(tmp_path, monkeypatch):
+    from targets import flash_probe
+    assert flash_probe.probes() == []
+    monkeypatch.setattr("serial.tools.list_ports.comports", lambda: [])
+    with pytest.raises(DeviceError) as raised:
+        flash.flash(firmware(tmp_path), PROBED)
+    assert "ST-LINK" in raised.value.expected
+
+
+@needs("pyocd")
+@pytest.mark.parametrize("board", [b for b in BOARDS.values() if "pyocd" in b.get("loaders", ())],
+                         ids=lambda board: board["name"])
+def test_pyocd_knows_the_chip_of_a_board_or_its_pack_has_it(board):
+    from pyocd.target.builtin import BUILTIN_TARGETS
+    assert board["pyocd"] in BUILTIN_TARGETS or board["pyocd"].startswith("stm32")
+
+
+@pytest.mark.parametrize("board", [b for b in BOARDS.values() if b.get("loaders")], ids=lambda board: board["name"])
+def test_a_board_that_can_be_flashed_states_what_its_loaders_need(board):
+    assert set(board["loaders"]) <= set(flash.LOADERS) and board["boot"]
+    assert board["flash_at"] % 1024 == 0 and board["flash"] > 0
+    wanted = {"uf2": ("uf2",), "pyocd": ("pyocd", "chip"), "stm32loader": ("stm32", "usb"), "esptool": ("esp", "usb")}
+    for loader in board["loaders"]:
+        assert all(key in board for key in wanted[loader])
 
 
 @pytest.fixture
