@@ -8,8 +8,9 @@ from targets import plan
 from targets.pack import Array, Core, Layer
 
 WINDOWS = ("global", "band", "block", "neighbourhood")     # in the order of the C enum
-BLOCK = 8           # queries that the DSP kernel takes at a time: more use of paired keys, more rows of scores
-ROWS_WORDS = 384    # of scores that are worth it
+# The DSP kernel pairs keys once for many queries: all that a query sees where they fit into PAIRED bytes, else four at
+# a time for a block of queries, whose scores fit into ROWS bytes.
+PAIRED, ROWS, BLOCK = 2048, 1600, 8
 
 
 def attention(graph: Graph, n: Node, core: Core) -> Layer:
@@ -24,8 +25,8 @@ def attention(graph: Graph, n: Node, core: Core) -> Layer:
         "pair": int(len(n.inputs) == 5), "window": WINDOWS.index(n.attrs["window"]),
         "heads": heads, "d": channels // heads, "dv": wide // heads, "leads": leads, "size": n.attrs["size"],
     }
-    fields["block"] = block = _block(graph, n) if core.dsp else 1
-    scratch = _scratch(graph, n, block) if core.dsp else plan.scratch(graph)[n.name]
+    fields["block"], fields["paired"] = _dials(graph, n) if core.dsp else (1, 4)
+    scratch = _scratch(graph, n, *_dials(graph, n)) if core.dsp else plan.scratch(graph)[n.name]
     return Layer("attention_dsp" if core.dsp else "attention", "ecg_attention_layer", fields, scratch)
 
 
@@ -35,23 +36,34 @@ def _keys(graph: Graph, n: Node, block: int) -> int:
     return max(min(keys_seen(n, keys) + (block - 1 if moving else 0), keys), 4)
 
 
-def _row_words(graph: Graph, n: Node, block: int) -> int:
-    """Scores of a block of queries in all maps, with room for the weights in their place."""
-    return (len(n.inputs) - 1) // 2 * block * ((_keys(graph, n, block) + 4) // 2 * 2)
-
-
-def _block(graph: Graph, n: Node) -> int:
-    """The most queries, an even number, whose scores stay small."""
-    queries = graph.tensors[n.inputs[0]].shape[2]
-    most = min(BLOCK, queries + queries % 2)
-    return next((b for b in range(most, 2, -2) if _row_words(graph, n, b) <= ROWS_WORDS), 2)
-
-
-def _scratch(graph: Graph, n: Node, block: int) -> int:
-    """Bytes: paired queries, four paired keys, scores."""
+def _depth(graph: Graph, n: Node) -> int:
+    """Rows of a head of q, an even number."""
     channels, leads, _ = graph.tensors[n.inputs[0]].shape
     depth = channels // n.attrs["heads"] * leads
-    return 4 * ((block // 2 + 2) * (depth + depth % 2) + _row_words(graph, n, block))
+    return depth + depth % 2
+
+
+def _rows(graph: Graph, n: Node, block: int) -> int:
+    """Bytes of the scores of a block of queries in all maps, with room around them."""
+    return 4 * (len(n.inputs) - 1) // 2 * block * ((_keys(graph, n, block) + 8) // 2 * 2)
+
+
+def _dials(graph: Graph, n: Node) -> tuple[int, int]:
+    """(queries at a time, keys that are kept paired)."""
+    queries, keys = (graph.tensors[t].shape[2] for t in n.inputs[:2])
+    maps, moving = (len(n.inputs) - 1) // 2, n.attrs["window"] in ("band", "neighbourhood")
+    # windows that move: all keys of some queries, so that few keys are paired again
+    whole = -(-min(_keys(graph, n, 20 if moving else 2), keys) // 4) * 4
+    if queries > 2 and 2 * maps * whole * _depth(graph, n) <= PAIRED:
+        return 2, whole
+    most = min(BLOCK, queries + queries % 2)
+    return next((b for b in range(most, 2, -2) if _rows(graph, n, b) <= ROWS), 2), 4
+
+
+def _scratch(graph: Graph, n: Node, block: int, paired: int) -> int:
+    """Bytes: paired keys, paired queries, scores."""
+    maps = (len(n.inputs) - 1) // 2
+    return 2 * (maps * paired + block) * _depth(graph, n) + _rows(graph, n, block)
 
 
 PACKERS = {"attention": attention}

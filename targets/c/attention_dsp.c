@@ -86,12 +86,14 @@ static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int32_
     }
 }
 
-/* Scores of two queries at four keys, over the pairs of rows from q to end: the first query's to `to`, the second one's
- * `apart` bytes behind them. */
+/* Scores of two queries, pairs of rows from q to end, at `fours` times four keys: the first query's from `to` on, the
+ * second one's `apart` bytes behind them. */
 #if ECG_THUMB_DSP
-void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart);
-/* r0 k, r1 q, r2 r3 a pair of both queries, r12 lr of two keys, r4-r7 sums of the first query, r8-r11 of the second */
-__asm__("   .macro ECG_PAIR\n"
+void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart,
+                         int32_t fours);
+/* r0 k, r1 q, r2 r3 a pair of rows of both queries, r12 lr that of two keys, r4-r7 sums of the first query, r8-r11 of
+ * the second. Stack: q, end, to; apart, fours. */
+__asm__("   .macro ECG_SUMS\n"
         "   ldrd r2, r3, [r1], #8\n"
         "   ldrd r12, lr, [r0], #8\n"
         "   smlad r4, r2, r12, r4\n"
@@ -111,44 +113,55 @@ __asm__("   .macro ECG_PAIR\n"
         "   .type ecg_attention_score, %function\n"
         "   .thumb_func\n"
         "ecg_attention_score:\n"
-        "   push {r2-r11, lr}\n"
+        "   push {r1-r11, lr}\n"
+        "1: ldrd r1, r2, [sp]\n"
         "   subs r2, r2, r1\n"
-        "   movs r4, #0\n"
-        "   movs r5, #0\n"
-        "   movs r6, #0\n"
-        "   movs r7, #0\n"
-        "   mov r8, r4\n"
-        "   mov r9, r4\n"
-        "   mov r10, r4\n"
-        "   mov r11, r4\n"
-        "   lsls r2, r2, #29\n"             /* an odd count of pairs starts in the middle */
-        "   bcs 2f\n"
-        "1: ECG_PAIR\n"
-        "2: ECG_PAIR\n"
-        "   ldr r2, [sp]\n"
+        "   lsls r2, r2, #29\n"            /* carry: the count of pairs is odd */
+        "   ldrd r2, r3, [r1], #8\n"
+        "   ldrd r12, lr, [r0], #8\n"
+        "   smuad r4, r2, r12\n"
+        "   smuad r8, r3, r12\n"
+        "   smuad r5, r2, lr\n"
+        "   smuad r9, r3, lr\n"
+        "   ldrd r12, lr, [r0], #8\n"
+        "   smuad r6, r2, r12\n"
+        "   smuad r10, r3, r12\n"
+        "   smuad r7, r2, lr\n"
+        "   smuad r11, r3, lr\n"
+        "   bcc 3f\n"
+        "   b 4f\n"
+        "2: ECG_SUMS\n"
+        "3: ECG_SUMS\n"
+        "4: ldr r2, [sp, #4]\n"
         "   cmp r1, r2\n"
-        "   blo 1b\n"
-        "   ldr r3, [sp, #4]\n"
-        "   ldr r2, [sp, #44]\n"
-        "   stm r3, {r4-r7}\n"
-        "   add r3, r3, r2\n"
-        "   stm r3, {r8-r11}\n"
-        "   add sp, sp, #8\n"
-        "   pop {r4-r11, pc}\n"
+        "   blo 2b\n"
+        "   ldr r3, [sp, #8]\n"
+        "   ldrd r1, r2, [sp, #48]\n"
+        "   add r1, r1, r3\n"
+        "   stm r3!, {r4-r7}\n"
+        "   stm r1, {r8-r11}\n"
+        "   str r3, [sp, #8]\n"
+        "   subs r2, r2, #1\n"
+        "   str r2, [sp, #52]\n"
+        "   bne 1b\n"
+        "   pop {r1-r11, pc}\n"
         "   .size ecg_attention_score, . - ecg_attention_score\n"
         "   .text\n");
 #else
-static void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart)
+static void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart,
+                                int32_t fours)
 {
-    int32_t a[FOUR] = {0}, b[FOUR] = {0};
-    for (; q < end; q += 2, k += FOUR) {
-        for (int i = 0; i < FOUR; i++) {
-            a[i] = ecg_smlad(q[0], k[i], a[i]);
-            b[i] = ecg_smlad(q[1], k[i], b[i]);
+    for (; fours; fours--, to += FOUR) {
+        int32_t a[FOUR] = {0}, b[FOUR] = {0};
+        for (const uint32_t *two = q; two < end; two += 2, k += FOUR) {
+            for (int i = 0; i < FOUR; i++) {
+                a[i] = ecg_smlad(two[0], k[i], a[i]);
+                b[i] = ecg_smlad(two[1], k[i], b[i]);
+            }
         }
+        memcpy(to, a, sizeof a);
+        memcpy(to + apart / 4, b, sizeof b);
     }
-    memcpy(to, a, sizeof a);
-    memcpy(to + apart / 4, b, sizeof b);
 }
 #endif
 
@@ -366,31 +379,54 @@ static void take(const ecg_attention_layer *a, const ecg_view *keys, int32_t hea
         b->two[i / 2] = reach(b, i, i + 1);
 }
 
-/* Scores of a block in one map: those of query i from rows + i * stride on. pairs: room for a block of queries and for
- * four keys. */
-static void scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_view *k, const block *b, int32_t *rows,
-                   int32_t stride, uint32_t *pairs)
+/* Keys of a head and a map that lie paired in scratch: `have`, of as many as there is `room` for. */
+typedef struct {
+    uint32_t *at;
+    int32_t head, room;
+    ecg_range have;
+} paired;
+
+/* Pairs the keys from `from` on unless those up to `to` are there, or as many of them as there is room for. */
+static void provide(paired *p, const ecg_view *k, const ecg_view *keys, int32_t depth, int32_t words, int32_t from,
+                    int32_t to, int32_t head)
+{
+    if (p->head == head && p->have.from <= from && to <= p->have.to)
+        return;
+    const int8_t *const row = k->data + head * depth * k->pitch - k->first;
+    p->head = head;
+    p->have.from = least(from, keys->end - FOUR);
+    p->have.to = least(p->have.from + p->room, keys->end);
+    uint32_t *at = p->at;
+    for (int32_t s = p->have.from; s < p->have.to; s += FOUR) {
+        pair_keys(row + least(s, p->have.to - FOUR), k->pitch, depth, at);
+        at += 2 * words;
+    }
+}
+
+/* Scores of two queries at those keys of r that are there. The score at key s goes to to[s]. */
+static void meet(const paired *p, const uint32_t *queries, int32_t words, ecg_range r, int32_t *to, int32_t apart)
+{
+    const int32_t from = most(r.from - p->have.from, 0) & ~3, end = least(r.to, p->have.to) - p->have.from;
+    const int32_t whole = least(end + 3, p->have.to - p->have.from) & ~3;   /* fours that start where they should */
+    const uint32_t *k = p->at + from / 2 * words;
+    if (from < whole)
+        ecg_attention_score(k, queries, queries + words, to + p->have.from + from, apart, (whole - from) / FOUR);
+    if (most(from, whole) < end)
+        ecg_attention_score(p->at + whole / 2 * words, queries, queries + words, to + p->have.to - FOUR, apart, 1);
+}
+
+/* Scores of a block in one map: that of query i at key s at rows[i * stride + s - all.from]. */
+static void scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_view *k, const ecg_view *keys,
+                   const block *b, paired *p, uint32_t *queries, int32_t *rows, int32_t stride)
 {
     const int32_t depth = a->d * a->leads, words = depth + (depth & 1);     /* of two paired queries */
     const int8_t *query = q->data + b->head * depth * q->pitch + (b->t - q->first);
-    const int8_t *key = k->data + b->head * depth * k->pitch - k->first;
-    uint32_t *const keys = pairs + a->block / 2 * words;
-    const uint32_t *query2;
     for (int32_t i = 0; i < b->count; i += 2)
-        pair_queries(query + i, q->pitch, depth, i + 1 < b->count, pairs + i / 2 * words);
-    for (int32_t s = b->all.from, last = b->all.to - FOUR, done = 0; !done; s += FOUR) {
-        int32_t *to;
-        done = s >= last;
-        s = done ? last : s;
-        pair_keys(key + s, k->pitch, depth, keys);
-        to = rows + (s - b->all.from);
-        query2 = pairs;
-        for (const ecg_range *two = b->two, *end = two + (b->count + 1) / 2; two < end; two++) {
-            if (two->from < s + FOUR && s < two->to)
-                ecg_attention_score(keys, query2, query2 + words, to, 4 * stride);
-            query2 += words;
-            to += 2 * stride;
-        }
+        pair_queries(query + i, q->pitch, depth, i + 1 < b->count, queries + i / 2 * words);
+    for (int32_t from = b->all.from; from < b->all.to; from = p->have.to) {
+        provide(p, k, keys, depth, words, from, b->all.to, b->head);
+        for (int32_t i = 0; i < b->count; i += 2)
+            meet(p, queries + i / 2 * words, words, b->two[i / 2], rows + i * stride - b->all.from, 4 * stride);
     }
 }
 
@@ -412,15 +448,16 @@ static int32_t soften(const ecg_attention_layer *a, const block *b, int32_t i, e
 }
 
 /* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k and v.
- * scratch, in words, of `keys` that the queries of a block see together, at least 4, and d * leads rounded up to even:
- * (block / 2 + 2) * d * leads, then block * (keys + 4), rounded down to even, for each map. */
+ * scratch, in words, of d * leads rounded up to even, and of `keys` that the queries of a block see together, at least
+ * 4: paired / 2 * d * leads for each map; block / 2 * d * leads; block * (keys + 8), rounded down to even, for each. */
 void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_attention_layer *a = layer;
     const ecg_view *v = &in[2];
-    const int32_t depth = a->d * a->leads, width = a->dv * a->leads, maps = a->pair ? 2 : 1;
-    uint32_t *const pairs = scratch;
-    int32_t *const rows = (int32_t *)(pairs + (a->block / 2 + 2) * (depth + (depth & 1)));
+    const int32_t depth = a->d * a->leads, words = depth + (depth & 1), width = a->dv * a->leads, maps = a->pair ? 2 : 1;
+    paired first = {scratch, -1, a->paired, {0, 0}}, second = {first.at + a->paired / 2 * words, -1, a->paired, {0, 0}};
+    uint32_t *const queries = first.at + maps * a->paired / 2 * words;
+    int32_t *const rows = (int32_t *)(queries + a->block / 2 * words) + FOUR;
     ecg_view keys = in[1];
     keys.first = most(keys.first, v->first);
     keys.end = least(keys.end, v->end);
@@ -432,22 +469,22 @@ void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *ou
         block b;
         for (int32_t t = out->first; t < out->end; t += b.count) {
             take(a, &keys, head, t, out->end, &b);
-            const int32_t stride = (b.all.to - b.all.from + 4) & ~1;
-            scores(a, &in[0], &in[1], &b, rows, maps * stride, pairs);
+            const int32_t stride = (b.all.to - b.all.from + 2 * FOUR) & ~1;
+            scores(a, &in[0], &in[1], &keys, &b, &first, queries, rows, maps * stride);
             if (a->pair)
-                scores(a, &in[3], &in[4], &b, rows + stride, maps * stride, pairs);
+                scores(a, &in[3], &in[4], &keys, &b, &second, queries, rows + stride, maps * stride);
             for (int32_t i = 0; i < b.count; i += 3 - maps) {
                 const int32_t other = a->pair ? i : least(i + 1, b.count - 1);
                 const ecg_range r = a->pair ? reach(&b, i, i) : b.two[i / 2];
-                const int32_t skip = r.from - b.all.from;
-                int32_t *const row = rows + i * maps * stride;
-                uint32_t *const e = (uint32_t *)row + (skip & ~1);
-                values x = {.e = e, .v = v->data + head * width * v->pitch + (r.from - v->first), .v_pitch = v->pitch,
+                int32_t *const row = rows + i * maps * stride, skip = r.from - b.all.from;
+                values x = {.e = (uint32_t *)row + (skip & ~1),
+                            .v = v->data + head * width * v->pitch + (r.from - v->first), .v_pitch = v->pitch,
                             .out = out->data + head * width * out->pitch + (t + i - out->first),
                             .out_pitch = out->pitch, .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3,
                             .apart = a->pair ? -1 : other - i, .pairs = width / 2};
-                x.factor[0] = soften(a, &b, i, r, 0, row + skip, e);    /* first: the second row's weights go over it */
-                x.factor[1] = soften(a, &b, other, r, a->pair, row + stride + skip, e + 2);
+                /* the second row's weights go over the first one's scores */
+                x.factor[0] = soften(a, &b, i, r, 0, row + skip, (uint32_t *)row + (skip & ~1));
+                x.factor[1] = soften(a, &b, other, r, a->pair, row + stride + skip, (uint32_t *)row + (skip & ~1) + 2);
                 if (x.pairs)
                     ecg_attention_values(&x);
                 if (width & 1) {
