@@ -37,6 +37,7 @@ EPOCHS = {("cinc2017", "tiny"): (12, 2), ("cinc2017", "small"): (8, 2), ("mitbih
           ("ptbxl", "tiny"): (40, 6)}
 TABLE = (("tiny", "cinc2017"), ("tiny", "mitbih"), ("tiny", "ptbxl"), ("small", "cinc2017"))
 ABLATION = (("tiny-plain", "cinc2017"), ("small-plain", "cinc2017"))
+STREAM = (("local-lead", "tiny-stream", "cinc2017"),)       # beside the preset without the word
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,11 @@ class Cell:
 def cells(words: str, folds: int = 1, seeds: int = 1) -> list[Cell]:
     """The cells whose name holds one of the comma-separated words; all when there is no word. Table first."""
     found = []
-    for preset, task in (*TABLE, *ABLATION):
-        epochs, qat = EPOCHS[task, preset.removesuffix("-plain")]
-        for arch in ARCHS:
-            cell = Cell(arch, preset, task, epochs, qat)
-            if not words or any(word in cell.name for word in words.split(",")):
-                found += [Cell(arch, preset, task, epochs, qat, seed, fold)
-                          for fold in range(folds) for seed in range(seeds)]
+    everyone = [(arch, preset, task) for preset, task in (*TABLE, *ABLATION) for arch in ARCHS]
+    for arch, preset, task in (*everyone, *STREAM):
+        epochs, qat = EPOCHS[task, preset.split("-")[0]]
+        if not words or any(word in Cell(arch, preset, task, epochs, qat).name for word in words.split(",")):
+            found += [Cell(arch, preset, task, epochs, qat, seed, fold) for fold in range(folds) for seed in range(seeds)]
     if not found:
         say.fail(f"no cell is called {words!r}", "a part of a name such as lga-tiny-cinc2017", "--list shows them all")
     return found

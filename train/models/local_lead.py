@@ -5,6 +5,7 @@ ecg (batch, 1, lead, window) in millivolt -> columns (batch, channel, lead, colu
 After Manimaran et al., "Reading Between the Leads", Computing in Cardiology 2023. The preset `paper` is the authors'
 network, in local_lead_paper.py. `small` and `tiny` keep its mechanism in integer-friendly form: separable stem,
 lead-joint attention in a fixed band, stride-2 branch blocks with a max-pooled skip, BatchNorm that folds and ReLU.
+`small-stream` and `tiny-stream` have no attention over the whole window, for wearables that decide every second.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ TINY = Preset(
     local=(Attention(32, 2, 1, 5), Stage(40, 5, 2, 0)),
     whole=(Attention(40, 2, 1, None),),
     expand=2, hidden=24)
+# All attention in bands in front of the boundary: at a hop only the new columns cost anything.
+TINY_STREAM = replace(TINY, local=(*TINY.local, Attention(40, 2, 1, 5)), whole=())
+SMALL_STREAM = replace(SMALL, local=(*SMALL.local, Attention(64, 4, 1, 5)), whole=())
 PLAIN_KERNEL = 11   # of the convolution in place of attention: the span of the presets' band
 BRANCH = 0.2    # first gain of what a block adds to its input: near the identity, deep sums learn sooner
 
@@ -122,7 +126,8 @@ class LocalLead(Network):
     """The edge network: separable stem and band attention are local, global attention and head decide."""
 
     PRESETS: ClassVar = {"paper": PaperLocalLead, "small": SMALL, "tiny": TINY,
-                         "small-plain": replace(SMALL, plain=True), "tiny-plain": replace(TINY, plain=True)}
+                         "small-plain": replace(SMALL, plain=True), "tiny-plain": replace(TINY, plain=True),
+                         "small-stream": SMALL_STREAM, "tiny-stream": TINY_STREAM}
 
     def __init__(self, preset: str | Preset, window: Hop | Beat, leads: int, classes: int, rr: int = 0):
         super().__init__()
