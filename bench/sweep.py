@@ -82,7 +82,8 @@ def cells(words: str, folds: int = 1, seeds: int = 1) -> list[Cell]:
     for arch, preset, task in (*everyone, *STREAM):
         epochs, qat = EPOCHS[task, preset.split("-")[0]]
         if not words or any(word in Cell(arch, preset, task, epochs, qat).name for word in words.split(",")):
-            found += [Cell(arch, preset, task, epochs, qat, seed, fold) for fold in range(folds) for seed in range(seeds)]
+            found += [Cell(arch, preset, task, epochs, qat, seed, fold)
+                      for fold in range(folds) for seed in range(seeds)]
     if not found:
         say.fail(f"no cell is called {words!r}", "a part of a name such as lga-tiny-cinc2017", "--list shows them all")
     return found

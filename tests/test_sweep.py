@@ -68,7 +68,7 @@ def cli(tmp_path, *words) -> int:
 
 def test_every_architecture_has_a_cell_for_each_line_of_the_table():
     names = [cell.name for cell in sweep.cells("")]
-    assert len(names) == len(set(names)) == len(ARCHS) * (len(sweep.TABLE) + len(sweep.ABLATION))
+    assert len(names) == len(set(names)) == len(ARCHS) * (len(sweep.TABLE) + len(sweep.ABLATION)) + len(sweep.STREAM)
     assert names[:len(ARCHS)] == [f"{arch}-tiny-cinc2017" for arch in ARCHS]
 
 
