@@ -21,7 +21,7 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
     if _one_column(graph, n):
         return dense(graph, n, core)
     share = len(weight) // n.attrs["groups"]
-    if weight.shape[1] == 1 and share == 1:
+    if weight.shape[1] == 1 and (share <= 4 or (weight.shape[2] <= 8 and n.attrs["stride"] <= 2)):
         return _fir(graph, n)
     narrow = not core.wide and not n.params["shift"].any()
     steps = [_paired(by, share) for by in _steps(_shifted(n))]          # each (group, pair of channels, step, 2, 2)
@@ -48,7 +48,7 @@ def dense(graph: Graph, n: Node, core: Core) -> Layer:
 
 
 def _fir(graph: Graph, n: Node) -> Layer:
-    """Depthwise: each row by itself. Scratch holds an end of a row with its padding, or all of a short one."""
+    """Every output row is a filtered input row. Scratch holds an end of it with its padding, or all of a short one."""
     steps = _in_fours(_shifted(n)[:, 0])                                # (out, step, 2)
     steps = np.pad(steps, [(0, 0), (0, steps.shape[1] % 2), (0, 0)])
     reach, stride = 2 * steps.shape[1], n.attrs["stride"]
