@@ -83,20 +83,21 @@ class Device:
         self._acks: dict[int, edgelink.Ack] = {}
         self._hello: HelloRsp | None = None
 
-    def send(self, payload: Payload, flags: int = 0) -> int:
-        """Send a frame; returns its number."""
+    def send(self, payload: Payload, flags: int = 0, at: float | None = None) -> int:
+        """Send a frame; returns its number. at: seconds of the line's clock that it speaks of, by default now."""
         seq, self._seq = self._seq, self._seq + 1 & 0xFFFF
-        now = int(self.line.clock() * 1e6) & 0xFFFFFFFF
-        self.line.write(edgelink.encode(Message(payload, seq, now, flags)))
+        time_us = int((self.line.clock() if at is None else at) * 1e6) & 0xFFFFFFFF
+        self.line.write(edgelink.encode(Message(payload, seq, time_us, flags)))
         return seq
 
     def poll(self, seconds: float = 0.0) -> None:
         """Take what comes in for so long, and keep the lease."""
         until = self.line.clock() + seconds
         while True:
-            self._listen(max(until - self.line.clock(), 0))
             if self._beat is not None and self.line.clock() >= self._beat:
                 self._renew()
+            wake = until if self._beat is None else min(until, self._beat)
+            self._listen(max(wake - self.line.clock(), 0))
             if self.line.clock() >= until:
                 return
 
@@ -170,9 +171,11 @@ class Device:
         return self.results[seen:]
 
     def live(self, values: np.ndarray, first: int, width: int = 3, lead_off: int = 0) -> None:
-        """Send microvolts (moment, channel) as they come from a front-end; the device does not confirm them."""
+        """Send microvolts (moment, channel), the last of them taken just now; the device does not confirm them."""
+        fs, now = (self.about or self.hello()).fs, self.line.clock()
         for at in range(0, len(values), LIVE):
-            self.send(edgelink.Samples.of(first + at, values[at:at + LIVE], width, lead_off))
+            taken = now - (len(values) - 1 - at) / fs
+            self.send(edgelink.Samples.of(first + at, values[at:at + LIVE], width, lead_off), at=taken)
 
     def statuses(self) -> list[edgelink.Status]:
         """All that came so far."""

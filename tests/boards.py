@@ -19,7 +19,7 @@ from train.say import UserError
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c99", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wconversion",
-         "-Wno-sign-conversion", "-Werror")
+         "-Wno-sign-conversion", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all")
 CUT, STUCK, UP = 1, 2, 0
 FS, HOP = 250, 40
 
@@ -74,9 +74,10 @@ def build(kind: Kind, folder: Path, flags=FLAGS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text)
+    objects = twin.Objects(folder.parent / "objects", flags)        # shared by all kinds of boards
+    engine = [objects(path) for path in (*(twin.C / name for name in twin.ENGINE), *twin.sources(kernels))]
     files = [*firmware_image.APPLICATION, firmware_image.FIRMWARE / "hal_host.c", HERE / "board.c",
-             *(folder / name for name in texts if name.endswith(".c")),
-             *(twin.C / name for name in twin.ENGINE), *twin.sources(kernels)]
+             *(folder / name for name in texts if name.endswith(".c")), *engine]
     library = folder / "board.so"
     twin.cc((*flags, *firmware_image.defines(slots(kind), kind.source), f"-I{firmware_image.FIRMWARE}", f"-I{folder}"),
             *files, "-o", library)
@@ -133,6 +134,7 @@ class Board:
 
     def sense(self, uv: np.ndarray, off: np.ndarray | None = None, fs: float | None = None) -> None:
         """The sensor sees int (time, channel) from now on."""
+        assert len(uv) <= 1 << 14, "more than hal_host.c holds"
         frame = Frame.of(self.kind.channels)
         frames = (frame * len(uv))()
         for i, row in enumerate(uv):
@@ -145,8 +147,12 @@ class Board:
         self._library.host_feed(data, len(data))
 
     def read(self, seconds: float) -> bytes:
-        self.run(seconds)
-        return self.taken()
+        until = self.clock() + seconds
+        while True:
+            self.run(min(0.01, max(until - self.clock(), 0)))
+            data = self.taken()
+            if data or self.clock() >= until:
+                return data
 
     def clock(self) -> float:
         return self._library.host_clock() / 1e6

@@ -146,7 +146,7 @@ typedef struct {
     uint32_t missing;           /* samples that did not arrive over the link */
     uint32_t gaps;              /* how often the stream began anew */
     uint32_t results;           /* made since the start */
-    uint32_t results_lost;      /* fell out of the ring before anyone took them */
+    uint32_t results_lost;      /* wanted by the host, but others had taken their place in the ring */
     uint32_t late;              /* hops whose result came after the next hop's end */
     uint32_t dropped;           /* frames for which the line was too slow */
     uint32_t frames, damaged;   /* from the host: taken, and with a wrong CRC or length */

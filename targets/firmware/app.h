@@ -77,13 +77,12 @@ typedef struct {
     uint8_t decided;            /* since the stream began */
 } app_engine;
 
-/* The stream of samples; all but `next` begins anew after a gap. Times in microseconds, 16 fractional bits. */
+/* The stream of samples */
 typedef struct {
-    uint32_t first, next;       /* index of its first sample and of the one to come */
-    uint64_t due;               /* when sample next - 1 arrived: the earliest that agrees with all samples so far */
-    uint64_t period;
-    uint8_t fresh;              /* the next sample is the first */
-    uint64_t last_us;           /* when samples last came */
+    uint32_t next;              /* index of the sample to come */
+    uint8_t fresh;              /* it is the first */
+    uint64_t period;            /* microseconds, 16 fractional bits */
+    uint64_t last_us;           /* when the sample in front of it came */
 } app_stream;
 
 typedef struct {
@@ -117,10 +116,13 @@ typedef struct {
     uint8_t tx[APP_TX];
     uint32_t tx_from, tx_to;
     uint16_t seq;
+    uint32_t host_us, host_seen_us;                 /* our clock less the host's, and ours when a frame last told it */
+    uint8_t host_known;
 
-    /* results: numbers kept .. made - 1 are in the ring, those from `sending` on are still to be sent */
+    /* results: numbers kept .. made - 1 are in the ring, those from `sending` on are still to be sent; of those in
+     * front of `known` the host has been heard that it has them, or been told that they are lost */
     app_result ring[APP_RESULTS];
-    uint32_t kept, sending, made;
+    uint32_t kept, sending, made, known;
 
     /* samples on their way */
     uint32_t sensed;                                /* index of the sensor's next frame */

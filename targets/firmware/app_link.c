@@ -153,13 +153,25 @@ static void hello(app_t *a, const ecg_link_head *head, const uint8_t *payload)
         error(a, head->seq, ECG_LINK_BAD_MODEL, "the model's data in flash is damaged or of another version");
 }
 
+static int before(uint32_t x, uint32_t y)
+{
+    return (int32_t)(x - y) < 0;
+}
+
 /* Results in front of `number` have arrived. `again`: go on from there, whatever was sent before. */
 static void confirm(app_t *a, uint32_t number, int again)
 {
-    uint32_t next = a->kept + least(number - a->kept, a->made - a->kept);
-    if ((int32_t)(number - a->kept) > 0)
-        a->kept = next;
-    if (again || (int32_t)(a->sending - a->kept) < 0)
+    if (before(a->made, number))
+        number = a->made;       /* of another device? nothing follows from it */
+    if (before(a->known, number))
+        a->known = number;
+    if (before(a->known, a->kept)) {
+        a->status.results_lost += a->kept - a->known;
+        a->known = a->kept;
+    }
+    if (before(a->kept, number))
+        a->kept = number;
+    if (again || before(a->sending, a->kept))
         a->sending = a->kept;
 }
 
@@ -180,6 +192,7 @@ static int start(app_t *a, const uint8_t *payload)
     }
     if (!a->leased) {
         a->measured_us = a->status_at_us = a->now_us;
+        a->host_known = 0;
         a->slept_us = a->worked_us = 0;
     }
     a->leased = 1;
@@ -233,24 +246,38 @@ static void unpack(app_t *a, const ecg_link_samples *s, const uint8_t *data, int
     }
 }
 
-static void take(app_t *a, const ecg_link_samples *s, const uint8_t *data, int injected)
+/* When the last sample of a frame was here, had nobody kept it waiting: the least delay seen so far, from the time that
+ * the host states, is that of the line. It may grow by 1/4096, for the two clocks run at different speeds. */
+static uint64_t arrival(app_t *a, const ecg_link_head *head, const ecg_link_samples *s)
 {
-    uint64_t arrived = a->now_us;
+    uint32_t now = (uint32_t)a->now_us, taken = head->time_us + (uint32_t)((s->n - 1u) * a->stream.period >> 16);
+    uint32_t delay = now - taken;
+    if (a->host_known)
+        a->host_us += (now - a->host_seen_us) >> 12;
+    if (!a->host_known || before(delay, a->host_us))
+        a->host_us = delay;
+    a->host_known = 1;
+    a->host_seen_us = now;
+    uint32_t waited = delay - a->host_us;
+    return a->now_us > waited ? a->now_us - waited : 1u;
+}
+
+static void take(app_t *a, const ecg_link_samples *s, const uint8_t *data, uint64_t arrived, int injected)
+{
     for (int32_t from = 0; from < s->n; from += APP_BATCH) {
         int32_t n = (int32_t)least((uint32_t)(s->n - from), APP_BATCH);
+        uint64_t behind = (uint64_t)(s->n - from - n) * a->stream.period >> 16;
         unpack(a, s, data, from, n);
-        /* the frame came as a whole, its last sample just now */
-        uint64_t behind = ((uint64_t)(s->n - from - n) * a->stream.period) >> 16;
         app_stream_take(a, n, arrived > behind ? arrived - behind : 1u, injected);
     }
 }
 
 /* Live samples from the host: gaps are lost, what comes twice is dropped. */
-static void live(app_t *a, const ecg_link_samples *s, const uint8_t *data)
+static void live(app_t *a, const ecg_link_head *head, const ecg_link_samples *s, const uint8_t *data)
 {
     int32_t ahead = (int32_t)(s->first_index - a->stream.next);
     int untouched = a->stream.fresh && a->stream.next == 0;
-    if (a->image->sensor || a->state != ECG_LINK_RUNNING)
+    if (a->image->sensor || a->state != ECG_LINK_RUNNING || !s->n)
         return;
     if (ahead < 0 && s->first_index)
         return;
@@ -261,7 +288,7 @@ static void live(app_t *a, const ecg_link_samples *s, const uint8_t *data)
         }
         app_stream_begin(a, s->first_index);
     }
-    take(a, s, data, 0);
+    take(a, s, data, arrival(a, head, s), 0);
 }
 
 /* Samples whose results the host compares: none may be missing, so each frame is answered. A frame whose answer got lost
@@ -280,7 +307,7 @@ static int inject(app_t *a, const ecg_link_samples *s, const uint8_t *data)
     if (s->width == 1)
         app_stream_codes(a, (const int8_t *)data, s->n, s->channels);
     else
-        take(a, s, data, 1);
+        take(a, s, data, a->now_us, 1);
     return ECG_LINK_OK;
 }
 
@@ -311,7 +338,7 @@ static void samples(app_t *a, const ecg_link_head *head, const uint8_t *payload,
     else if (injected)
         code = inject(a, &s, data);
     else
-        live(a, &s, data);
+        live(a, head, &s, data);
     if (injected)
         app_send_results(a);    /* they go in front of the answer */
     if (injected && a->sending == a->made)

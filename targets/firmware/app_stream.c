@@ -25,7 +25,7 @@ static uint32_t hop_of(const ecg_model *m)
 void app_stream_begin(app_t *a, uint32_t index)
 {
     app_stream *s = &a->stream;
-    s->first = s->next = index;
+    s->next = index;
     s->fresh = 1;
     s->period = ((uint64_t)1000000u << 16) * a->image->fs_den / a->image->fs_num;
     for (int k = 0; k < a->image->count; k++) {
@@ -40,14 +40,11 @@ void app_stream_begin(app_t *a, uint32_t index)
 
 /* ---- results */
 
-/* The oldest result makes room. What was on its way to the host may still arrive; what was not is lost. */
+/* The oldest result makes room. */
 static app_result *slot(app_t *a)
 {
     if (a->made - a->kept == APP_RESULTS) {
-        if (a->sending == a->kept) {
-            a->sending++;
-            a->status.results_lost++;
-        }
+        a->sending += a->sending == a->kept;
         a->kept++;
     }
     return &a->ring[a->made % APP_RESULTS];
@@ -96,18 +93,6 @@ static void decided(app_t *a, int model, const ecg_result *r, uint64_t arrived)
 
 /* ---- samples */
 
-/* When the newest of n samples arrived, as the sample clock has it. Samples come in bursts and are taken when there is
- * time: the earliest arrival that agrees with all samples so far is nearest to the truth. It may drift by 1/4096, so
- * that the sender's clock may be slower than ours. */
-static void note_arrival(app_stream *s, uint32_t n, uint64_t arrived_us)
-{
-    uint64_t arrived = arrived_us << 16;
-    uint64_t expected = s->due + n * (s->period + (s->period >> 12));
-    s->due = s->fresh || arrived < expected ? arrived : expected;
-    s->fresh = 0;
-    s->last_us = arrived_us;
-}
-
 /* The leads of a model, in its order, from the batch. */
 static void map_leads(app_t *a, const app_model *m, int32_t n)
 {
@@ -139,7 +124,7 @@ static void run(app_t *a, int model, int32_t n, int live, int off)
         at += took;
         e->since += (uint32_t)took;
         if (r.ready)
-            decided(a, model, &r, live ? (a->stream.due - (uint64_t)(n - at) * a->stream.period) >> 16 : 0);
+            decided(a, model, &r, live ? a->stream.last_us - ((uint64_t)(n - at) * a->stream.period >> 16) : 0);
     }
     if (off)
         ecg_bad(&e->engine);
@@ -149,7 +134,8 @@ void app_stream_take(app_t *a, int32_t n, uint64_t arrived_us, int injected)
 {
     app_stream *s = &a->stream;
     int off = 0;
-    note_arrival(s, (uint32_t)n, arrived_us);
+    s->last_us = arrived_us;
+    s->fresh = 0;
     for (int32_t i = 0; i < n; i++)
         off |= a->batch[i].lead_off;
     for (int k = 0; k < a->image->count; k++)
@@ -213,6 +199,8 @@ void app_window_run(app_t *a)
 {
     int k;
     const ecg_model *m = window_model(a, &k);
+    if (!m)
+        return;
     app_engine *e = &a->engine[k];
     uint32_t before = hal_time_us();
     ecg_result r = { .top = -1, .ready = 1, .logits = ecg_net_run(&e->engine.net, m->window) };

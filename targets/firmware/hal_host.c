@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-enum { HOST_BUFFER = 1 << 16, HOST_WATCHDOG_US = 8000000 };
+enum { HOST_BUFFER = 1 << 16, HOST_WAVE = 1 << 14, HOST_WATCHDOG_US = 8000000 };
 enum { LINE_UP, LINE_CUT, LINE_STUCK };         /* cut: bytes go nowhere; stuck: nobody takes them */
 
 static struct {
@@ -20,7 +20,7 @@ static struct {
     uint8_t in[HOST_BUFFER], out[HOST_BUFFER];
     uint32_t in_from, in_to, out_to;
     hal_frames frames;
-    hal_frame waveform[HOST_BUFFER / 16];       /* what the sensor will see */
+    hal_frame waveform[HOST_WAVE];       /* what the sensor will see */
     uint32_t wave_at, wave_n;
     uint64_t wave_next, wave_period;            /* microseconds */
 } host;
@@ -141,8 +141,9 @@ void host_step(uint32_t us)
 /* The sensor sees these frames from now on, one in `period` microseconds. */
 void host_wave(const hal_frame *frames, uint32_t n, uint32_t period)
 {
-    host.wave_n = n < HOST_BUFFER / 16 ? n : HOST_BUFFER / 16;
-    memcpy(host.waveform, frames, host.wave_n * sizeof *frames);
+    host.wave_n = n < HOST_WAVE ? n : HOST_WAVE;
+    if (host.wave_n)
+        memcpy(host.waveform, frames, host.wave_n * sizeof *frames);
     host.wave_at = 0;
     host.wave_period = period;
     host.wave_next = host.clock + period;
