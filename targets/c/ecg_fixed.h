@@ -53,15 +53,46 @@ static inline int32_t ecg_mulhi(int32_t acc, int32_t mul)
 #endif
 }
 
+/* In front of a loop whose turns may run in any order or at once, although its output may be its input's memory. */
+#if defined(__clang__)
+#define ECG_ANY_ORDER _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define ECG_ANY_ORDER _Pragma("GCC ivdep")
+#else
+#define ECG_ANY_ORDER
+#endif
+
 static inline int32_t ecg_clamp(int32_t x, int32_t low, int32_t high)
 {
     return x < low ? low : x > high ? high : x;
 }
 
+/* held between -128 and 127: one SSAT where the core has it, which no compiler finds */
+static inline int32_t ecg_saturate(int32_t x)
+{
+#if defined(__ARM_FEATURE_SAT) && __ARM_FEATURE_SAT
+    int32_t code;
+    __asm__("ssat %0, #8, %1" : "=r"(code) : "r"(x));
+    return code;
+#else
+    return ecg_clamp(x, -128, 127);
+#endif
+}
+
+/* a code, at least `low`, which costs nothing where it is -128 */
+static inline int8_t ecg_code(int32_t x, int32_t low)
+{
+    const int32_t code = ecg_saturate(x);
+
+    if (__builtin_constant_p(low) && low == -128)
+        return (int8_t)code;
+    return (int8_t)(code < low ? low : code);
+}
+
 /* requantize: acc << shift cannot overflow, the compiler of the model has proven it */
 static inline int8_t ecg_requantize(int32_t acc, int32_t mul, unsigned shift, int32_t low)
 {
-    return (int8_t)ecg_clamp(ecg_mulhi((int32_t)((uint32_t)acc << shift), mul), low, 127);
+    return ecg_code(ecg_mulhi((int32_t)((uint32_t)acc << shift), mul), low);
 }
 
 /* four codes from any address */

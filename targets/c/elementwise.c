@@ -4,67 +4,94 @@
 #include "ecg_fixed.h"
 #include "ecg_kernels.h"
 
-/* Where the operand `which` of output row (channel, lead) starts, at the output's first column. */
-static const int8_t *operand(const ecg_pair_layer *p, const ecg_view *in, int which, int32_t channel, int32_t lead,
-                             int32_t first)
-{
-    unsigned repeat = p->repeat[which];
-    int32_t row = (repeat & 1 ? 0 : channel) * (repeat & 2 ? 1 : p->leads) + (repeat & 2 ? 0 : lead);
+/* n codes of an output row from those of its operands, which move on by 1 or, where a column is repeated, by 0. */
+typedef void run(const ecg_pair_layer *p, const int8_t *a, int32_t step_a, const int8_t *b, int32_t step_b, int8_t *to,
+                 int32_t n);
 
-    return in[which].data + row * in[which].pitch + (repeat & 4 ? 0 : first - in[which].first);
+/* Calls `kernel` for each output row (channel, lead). */
+static void rows(const ecg_pair_layer *p, const ecg_view *in, const ecg_view *out, run *kernel)
+{
+    const int8_t *from[2];
+    int32_t channel[2], lead[2], step[2];       /* bytes to the next one, 0 where it is repeated */
+    int8_t *to = out->data;
+
+    for (int i = 0; i < 2; i++) {
+        const unsigned repeat = p->repeat[i];
+        step[i] = repeat & 4 ? 0 : 1;
+        lead[i] = repeat & 2 ? 0 : in[i].pitch;
+        channel[i] = repeat & 1 ? -p->leads * lead[i] : repeat & 2 ? in[i].pitch : 0;       /* behind the last lead */
+        from[i] = in[i].data + step[i] * (out->first - in[i].first);
+    }
+    for (int32_t c = p->channels; c > 0; c--, from[0] += channel[0], from[1] += channel[1])
+        for (int32_t l = p->leads; l > 0; l--, from[0] += lead[0], from[1] += lead[1], to += out->pitch)
+            kernel(p, from[0], step[0], from[1], step[1], to, out->end - out->first);
 }
 
-/* 1 where an operand moves along with the columns, 0 where its one column is repeated */
-static int32_t step(const ecg_pair_layer *p, int which)
+static void add(const ecg_pair_layer *p, const int8_t *a, int32_t step_a, const int8_t *b, int32_t step_b, int8_t *to,
+                int32_t n)
 {
-    return p->repeat[which] & 4 ? 0 : 1;
+    const int32_t mul_a = p->mul[0], mul_b = p->mul[1], half = (int32_t)1 << (p->shift - 1), low = p->relu ? 0 : -128;
+    const unsigned shift = p->shift;
+
+    if (step_a & step_b) {
+        ECG_ANY_ORDER
+        for (int32_t t = 0; t < n; t++)
+            to[t] = (int8_t)ecg_clamp((a[t] * mul_a + b[t] * mul_b + half) >> shift, low, 127);
+        return;
+    }
+    for (; n > 0; n--, a += step_a, b += step_b)
+        *to++ = (int8_t)ecg_clamp((*a * mul_a + *b * mul_b + half) >> shift, low, 127);
+}
+
+static void mul(const ecg_pair_layer *p, const int8_t *a, int32_t step_a, const int8_t *b, int32_t step_b, int8_t *to,
+                int32_t n)
+{
+    const int32_t factor = p->mul[0];
+    const unsigned shift = p->shift;
+
+    for (; n > 0; n--, a += step_a, b += step_b)
+        *to++ = ecg_requantize(*a * *b, factor, shift, -128);
 }
 
 /* in: a, b; out = clamp((a * mul[0] + b * mul[1] + 2^(shift - 1)) >> shift), at least 0 with relu. shift 1 .. 22. */
 void ecg_add(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
-    const ecg_pair_layer *p = layer;
-    const int32_t half = (int32_t)1 << (p->shift - 1), low = p->relu ? 0 : -128;
-    const int32_t step_a = step(p, 0), step_b = step(p, 1), columns = out->end - out->first;
-    int8_t *to = out->data;
-
     (void)scratch;
-    for (int32_t c = 0; c < p->channels; c++) {
-        for (int32_t l = 0; l < p->leads; l++, to += out->pitch) {
-            const int8_t *a = operand(p, in, 0, c, l, out->first), *b = operand(p, in, 1, c, l, out->first);
-            for (int32_t t = 0; t < columns; t++, a += step_a, b += step_b)
-                to[t] = (int8_t)ecg_clamp((*a * p->mul[0] + *b * p->mul[1] + half) >> p->shift, low, 127);
-        }
-    }
+    rows(layer, in, out, add);
 }
 
 /* in: a, b; out = requantize(a * b, mul[0], shift) */
 void ecg_mul(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
-    const ecg_pair_layer *p = layer;
-    const int32_t step_a = step(p, 0), step_b = step(p, 1), columns = out->end - out->first;
-    int8_t *to = out->data;
-
     (void)scratch;
-    for (int32_t c = 0; c < p->channels; c++) {
-        for (int32_t l = 0; l < p->leads; l++, to += out->pitch) {
-            const int8_t *a = operand(p, in, 0, c, l, out->first), *b = operand(p, in, 1, c, l, out->first);
-            for (int32_t t = 0; t < columns; t++, a += step_a, b += step_b)
-                to[t] = ecg_requantize(*a * *b, p->mul[0], p->shift, -128);
-        }
-    }
+    rows(layer, in, out, mul);
 }
 
 /* in: x; out = table[x + 128] */
 void ecg_table(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_table_layer *p = layer;
-    const int8_t *from = in->data + (out->first - in->first), *table = p->table + 128;
-    const int32_t columns = out->end - out->first;
-    int8_t *to = out->data;
+    const int8_t *table = p->table + 128, *row = in->data + (out->first - in->first);
+    int32_t rows = p->rows, columns = out->end - out->first;
+    int8_t *to_row = out->data;
 
     (void)scratch;
-    for (int32_t r = 0; r < p->rows; r++, from += in->pitch, to += out->pitch)
-        for (int32_t t = 0; t < columns; t++)
-            to[t] = table[from[t]];
+    if (in->pitch == columns && out->pitch == columns) {    /* no gaps: all rows at once */
+        columns *= rows;
+        rows = 1;
+    }
+    for (; rows > 0; rows--, row += in->pitch, to_row += out->pitch) {
+        const int8_t *x = row;
+        int8_t *to = to_row;
+        int32_t n = columns;
+        for (; n >= 4; n -= 4, x += 4, to += 4) {
+            const int8_t a = table[x[0]], b = table[x[1]], c = table[x[2]], d = table[x[3]];
+            to[0] = a;
+            to[1] = b;
+            to[2] = c;
+            to[3] = d;
+        }
+        for (; n > 0; n--)
+            *to++ = table[*x++];
+    }
 }

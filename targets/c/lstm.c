@@ -6,47 +6,49 @@
 
 #define ONE 32768       /* of a gate */
 
-static int32_t dot(const int8_t *a, const int8_t *b, int32_t n)
+/* Sums of products of x with one row of each gate; the gates lie `apart` bytes apart. */
+static void products(const int8_t *w, int32_t apart, const int8_t *x, int32_t n, int32_t *sum)
 {
-    int32_t sum = 0;
+    int32_t i = 0, f = 0, g = 0, o = 0;
 
-    for (int32_t i = 0; i < n; i++)
-        sum += a[i] * b[i];
-    return sum;
+    for (; n > 0; n--, w++, x++) {
+        i += w[0] * *x;
+        f += w[apart] * *x;
+        g += w[2 * apart] * *x;
+        o += w[3 * apart] * *x;
+    }
+    sum[0] = i;
+    sum[1] = f;
+    sum[2] = g;
+    sum[3] = o;
 }
 
 /* sigmoid of a pre-activation, 1024 steps around 0 */
-static int32_t gate(const uint16_t *table, int32_t z)
+static int32_t sigmoid(const uint16_t *table, int32_t z)
 {
     return table[ecg_clamp(z, -512, 511) + 512];
 }
 
-/* Row r of both matrices: the pre-activation. h is NULL in the first step, where the state is 0. */
-static int32_t row(const ecg_lstm_layer *p, const int8_t *x, const int8_t *h, int32_t r)
-{
-    int64_t z = (int64_t)p->bias[r] * (1 << 16) + ((int64_t)1 << 31);
-
-    z += (int64_t)dot(p->weight_x + r * p->features, x, p->features) * p->mul_x[r];
-    if (h)
-        z += (int64_t)dot(p->weight_h + r * p->hidden, h, p->hidden) * p->mul_h[r];
-    return (int32_t)(z >> 32);
-}
-
-/* One step: cell is updated, the new state goes to `to`, which is not h. */
+/* One step: cell is updated, the new state goes to `to`, which is not h. h is NULL in the first one: all states are 0. */
 static void advance(const ecg_lstm_layer *p, const int8_t *x, const int8_t *h, int16_t *cell, int8_t *to)
 {
     const int32_t n = p->hidden;
 
     for (int32_t j = 0; j < n; j++) {
-        int32_t i = gate(p->table, row(p, x, h, j));
-        int32_t f = gate(p->table, row(p, x, h, n + j));
-        int32_t g = 2 * gate(p->table, row(p, x, h, 2 * n + j)) - ONE;
-        int32_t o = gate(p->table, row(p, x, h, 3 * n + j));
-        int32_t before = h ? cell[j] : 0;
-        int32_t c = ecg_clamp((f * before + ((i * g) >> 4) + (1 << 14)) >> 15, -ONE, ONE - 1);
-        int32_t u = 2 * gate(p->table, (c + 8) >> 4) - ONE;
+        int32_t from_x[4], from_h[4] = { 0, 0, 0, 0 }, gate[4], c, u;
+
+        products(p->weight_x + j * p->features, n * p->features, x, p->features, from_x);
+        if (h)
+            products(p->weight_h + j * n, n * n, h, n, from_h);
+        for (int32_t k = 0, r = j; k < 4; k++, r += n) {
+            const int64_t z = (int64_t)from_x[k] * p->mul_x[r] + (int64_t)from_h[k] * p->mul_h[r];
+            gate[k] = sigmoid(p->table, (int32_t)((z + (int64_t)p->bias[r] * (1 << 16) + ((int64_t)1 << 31)) >> 32));
+        }
+        c = gate[1] * (h ? cell[j] : 0) + ((gate[0] * (2 * gate[2] - ONE)) >> 4);
+        c = ecg_clamp((c + (1 << 14)) >> 15, -ONE, ONE - 1);
+        u = 2 * sigmoid(p->table, (c + 8) >> 4) - ONE;
         cell[j] = (int16_t)c;
-        to[j] = (int8_t)ecg_clamp((o * u + (1 << 22)) >> 23, -128, 127);
+        to[j] = (int8_t)ecg_saturate((gate[3] * u + (1 << 22)) >> 23);
     }
 }
 

@@ -4,44 +4,51 @@
 #include "ecg_fixed.h"
 #include "ecg_kernels.h"
 
-/* `count` codes, brought to another scale where mul is not 0. */
-static void rescale(int8_t *to, const int8_t *from, int32_t count, int32_t mul, unsigned shift)
+/* What is moved: extents (channel, lead, time), and the bytes from one code of each axis to the next. */
+typedef struct {
+    int32_t size[3], from[3], to[2];    /* a column of the output is 1 byte from the next */
+} block;
+
+/* Codes, brought to another scale where mul is not 0. */
+static void move(const block *b, const int8_t *from, int8_t *to, int32_t mul, unsigned shift)
 {
-    if (mul == 0) {
-        memcpy(to, from, (size_t)count);
-        return;
+    for (int32_t c = 0; c < b->size[0]; c++) {
+        for (int32_t l = 0; l < b->size[1]; l++) {
+            const int8_t *x = from + c * b->from[0] + l * b->from[1];
+            int8_t *y = to + c * b->to[0] + l * b->to[1];
+            if (b->from[2] == 1 && mul == 0) {
+                memcpy(y, x, (size_t)b->size[2]);
+                continue;
+            }
+            for (int32_t n = b->size[2]; n > 0; n--, x += b->from[2])
+                *y++ = mul ? ecg_requantize(*x, mul, shift, -128) : *x;
+        }
     }
-    for (int32_t t = 0; t < count; t++)
-        to[t] = ecg_requantize(from[t], mul, shift, -128);
 }
 
 /* in: `inputs` views, input i with count[i] steps along `axis`; out: all of them, one behind the other. */
 void ecg_concat(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_concat_layer *p = layer;
-    int32_t start = 0;      /* step along the axis at which input i begins */
+    const int32_t pitch = out->pitch, channel = p->leads * pitch;
+    const int32_t step = p->axis == 0 ? channel : p->axis == 1 ? pitch : 1;
+    int32_t start = 0;      /* step along the axis at which an input begins */
 
     (void)scratch;
     for (int32_t i = 0; i < p->inputs; start += p->count[i], i++, in++) {
-        const int32_t channels = p->axis == 0 ? p->count[i] : p->channels;
-        const int32_t leads = p->axis == 1 ? p->count[i] : p->leads;
-        const int32_t moved = p->axis == 2 ? start : 0;         /* output column of the input's column 0 */
-        int32_t first = out->first, end = out->end;
-        const int8_t *from = in->data;
+        block b = { { p->channels, p->leads, out->end - out->first }, { 0, in->pitch, 1 }, { channel, pitch } };
+        int32_t first = out->first;         /* column of the input to begin with, and where it goes */
+        int8_t *to = out->data + start * step;
 
-        if (p->axis == 2) {
-            first = first > start ? first : start;
-            end = end < start + p->count[i] ? end : start + p->count[i];
-            if (first >= end)
-                continue;
+        b.size[p->axis] = p->count[i];
+        b.from[0] = b.size[1] * in->pitch;
+        if (p->axis == 2) {                 /* the output may be a part of the columns */
+            const int32_t before = first - start, behind = start + p->count[i] - out->end;
+            first = before > 0 ? before : 0;
+            to = out->data + (first - before);
+            b.size[2] -= first + (behind > 0 ? behind : 0);
         }
-        for (int32_t c = 0; c < channels; c++) {
-            for (int32_t l = 0; l < leads; l++, from += in->pitch) {
-                int32_t row = (p->axis == 0 ? start + c : c) * p->leads + (p->axis == 1 ? start + l : l);
-                rescale(out->data + row * out->pitch + (first - out->first), from + (first - moved - in->first),
-                        end - first, p->mul[i], p->shift[i]);
-            }
-        }
+        move(&b, in->data + (first - in->first), to, p->mul[i], p->shift[i]);
     }
 }
 
@@ -49,15 +56,15 @@ void ecg_concat(const void *layer, const ecg_view *in, const ecg_view *out, void
 void ecg_slice(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_slice_layer *p = layer;
-    const int32_t c0 = p->axis == 0 ? p->start : 0, c1 = p->axis == 0 ? p->stop : p->channels;
-    const int32_t l0 = p->axis == 1 ? p->start : 0, l1 = p->axis == 1 ? p->stop : p->leads;
-    const int32_t column = out->first + (p->axis == 2 ? p->start : 0) - in->first;
-    int8_t *to = out->data;
+    const int32_t pitch = in->pitch, channel = p->leads * pitch;
+    const int32_t step = p->axis == 0 ? channel : p->axis == 1 ? pitch : 1;
+    block b = { { p->channels, p->leads, 0 }, { channel, pitch, 1 }, { 0, out->pitch } };
 
     (void)scratch;
-    for (int32_t c = c0; c < c1; c++)
-        for (int32_t l = l0; l < l1; l++, to += out->pitch)
-            memcpy(to, in->data + (c * p->leads + l) * in->pitch + column, (size_t)(out->end - out->first));
+    b.size[p->axis] = p->stop - p->start;
+    b.size[2] = out->end - out->first;
+    b.to[0] = b.size[1] * out->pitch;
+    move(&b, in->data + p->start * step + (out->first - in->first), out->data, 0, 0);
 }
 
 /* in: x; out: axis i of the output is axis perm[i] of the input. */
@@ -66,17 +73,15 @@ void ecg_transpose(const void *layer, const ecg_view *in, const ecg_view *out, v
     const ecg_transpose_layer *p = layer;
     const int32_t size[3] = { p->channels, p->leads, in->end - in->first };
     const int32_t stride[3] = { p->leads * in->pitch, in->pitch, 1 };
-    const int32_t channels = size[p->perm[0]], leads = size[p->perm[1]], columns = out->end - out->first;
-    const int32_t step = stride[p->perm[2]];
-    const int8_t *from = in->data + (out->first - (p->perm[2] == 2 ? in->first : 0)) * step;
-    int8_t *to = out->data;
+    const int32_t first = out->first - (p->perm[2] == 2 ? in->first : 0);
+    block b = { { 0, 0, 0 }, { 0, 0, 0 }, { 0, out->pitch } };
 
     (void)scratch;
-    for (int32_t c = 0; c < channels; c++) {
-        for (int32_t l = 0; l < leads; l++, to += out->pitch) {
-            const int8_t *x = from + c * stride[p->perm[0]] + l * stride[p->perm[1]];
-            for (int32_t t = 0; t < columns; t++, x += step)
-                to[t] = *x;
-        }
+    for (int i = 0; i < 3; i++) {
+        b.size[i] = size[p->perm[i]];
+        b.from[i] = stride[p->perm[i]];
     }
+    b.size[2] = out->end - out->first;
+    b.to[0] = b.size[1] * out->pitch;
+    move(&b, in->data + first * b.from[2], out->data, 0, 0);
 }

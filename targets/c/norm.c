@@ -4,20 +4,33 @@
 #include "ecg_fixed.h"
 #include "ecg_kernels.h"
 
-/* floor(sqrt(x)), x < 2^62 */
+/* floor(sqrt(x)), x < 2^62: of x moved up to the top of 64 bits, half of the root bit by bit from the upper half of x,
+ * the other half by a division, which is too large by 1 at most (Zimmermann's Karatsuba square root). */
 static uint32_t root_of(uint64_t x)
 {
-    uint64_t rest = x, found = 0;
+    unsigned up = 0;
+    uint32_t rest, low, q, root = 0;
 
-    for (int bit = 60; bit >= 0; bit -= 2) {
-        uint64_t tried = found + ((uint64_t)1 << bit);
-        found >>= 1;
+    if (x == 0)
+        return 0;
+    for (; x < (uint64_t)1 << 62; x <<= 2)
+        up++;
+    rest = (uint32_t)(x >> 32);
+    low = (uint32_t)x;
+    for (uint32_t bit = (uint32_t)1 << 30; bit; bit >>= 2) {
+        const uint32_t tried = root + bit;
+        root >>= 1;
         if (rest >= tried) {
             rest -= tried;
-            found += (uint64_t)1 << bit;
+            root += bit;
         }
     }
-    return (uint32_t)found;
+    q = (rest << 15 | low >> 17) / root;            /* rest <= 2 * root < 2^17 */
+    rest = ((rest << 15 | low >> 17) - q * root) << 1 | (low >> 16 & 1);
+    root = (root << 16) + q;
+    if (((uint64_t)rest << 16 | (low & 0xffff)) < (uint64_t)q * q)
+        root--;
+    return root >> up;
 }
 
 /* floor((2^44 + root / 2) / root), 2^14 <= root < 2^31: 31 steps of a long division whose rest stays below 2^32 */
@@ -59,7 +72,7 @@ static void group(const int8_t *from, int32_t from_stride, int8_t *to, int32_t t
         int32_t x = n * from[c * from_stride] - sum;
         int32_t t = (int32_t)(((int64_t)x * r + (1 << 9)) >> 10);
         int64_t y = (int64_t)t * mul[c] + (int64_t)bias[c] * (1 << 16) + ((int64_t)1 << 31);
-        to[c * to_stride] = (int8_t)ecg_clamp((int32_t)(y >> 32), -128, 127);
+        to[c * to_stride] = (int8_t)ecg_saturate((int32_t)(y >> 32));
     }
 }
 

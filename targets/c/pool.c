@@ -4,106 +4,136 @@
 #include "ecg_fixed.h"
 #include "ecg_kernels.h"
 
-/* What output column t sees: columns from .. to - 1 of the view, counted from its first. */
-static void seen(const ecg_pool_layer *p, const ecg_view *in, int32_t t, int32_t *from, int32_t *to)
+/* n outputs of a row, from `kernel` codes each. */
+typedef void slide(const ecg_pool_layer *p, const int8_t *x, int32_t kernel, int8_t *to, int32_t n);
+
+static void slide_max(const ecg_pool_layer *p, const int8_t *x, int32_t kernel, int8_t *to, int32_t n)
 {
-    *from = t * p->stride - p->pad - in->first;
-    *to = *from + p->kernel;
-    if (*from < 0)
-        *from = 0;
-    if (*to > in->end - in->first)
-        *to = in->end - in->first;
+    const int32_t stride = p->stride;
+
+    if (kernel == 2 || kernel == 3) {
+        for (const int8_t *last = x + kernel - 1; n > 0; n--, x += stride, last += stride) {
+            const int8_t best = x[0] > x[1] ? x[0] : x[1];
+            *to++ = best > *last ? best : *last;
+        }
+        return;
+    }
+    for (; n > 0; n--, x += stride) {
+        int8_t best = -128;
+        for (int32_t k = 0; k < kernel; k++)
+            best = x[k] > best ? x[k] : best;
+        *to++ = best;
+    }
+}
+
+static void slide_mean(const ecg_pool_layer *p, const int8_t *x, int32_t kernel, int8_t *to, int32_t n)
+{
+    const int32_t stride = p->stride, mul = p->mul;
+    const unsigned shift = p->shift;
+
+    if (kernel == 2) {
+        for (; n > 0; n--, x += stride)
+            *to++ = ecg_requantize(x[0] + x[1], mul, shift, -128);
+        return;
+    }
+    for (; n > 0; n--, x += stride) {
+        int32_t sum = 0;
+        for (int32_t k = 0; k < kernel; k++)
+            sum += x[k];
+        *to++ = ecg_requantize(sum, mul, shift, -128);
+    }
+}
+
+/* All rows: outputs that see padding one by one, those between them at once. */
+static void pool(const ecg_pool_layer *p, const ecg_view *in, const ecg_view *out, slide *row)
+{
+    const int32_t length = in->end - in->first, columns = out->end - out->first;
+    const int32_t start = out->first * p->stride - p->pad - in->first;      /* of the first output's view of a row */
+    const int8_t *x = in->data;
+    int8_t *to = out->data;
+
+    for (int32_t r = 0; r < p->rows; r++, x += in->pitch, to += out->pitch) {
+        for (int32_t t = 0, n; t < columns; t += n) {
+            int32_t from = start + t * p->stride, end = from + p->kernel;
+            n = 1;
+            if (from >= 0 && end <= length) {
+                n += (length - end) / p->stride;
+                n = n < columns - t ? n : columns - t;
+            }
+            from = from < 0 ? 0 : from;
+            end = end > length ? length : end;
+            row(p, x + (from < length ? from : 0), end - from, to + t, n);
+        }
+    }
 }
 
 /* in: x (row, time); out (row, column): the largest code of `kernel` columns from column * stride - pad on. */
 void ecg_maxpool(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
-    const ecg_pool_layer *p = layer;
-    const int8_t *row = in->data;
-    int8_t *to = out->data;
-
     (void)scratch;
-    for (int32_t r = 0; r < p->rows; r++, row += in->pitch, to += out->pitch) {
-        for (int32_t t = out->first; t < out->end; t++) {
-            int32_t from, end;
-            int8_t best = -128;
-            seen(p, in, t, &from, &end);
-            for (; from < end; from++)
-                best = row[from] > best ? row[from] : best;
-            to[t - out->first] = best;
-        }
-    }
+    pool(layer, in, out, slide_max);
 }
 
 /* in: x (row, time); out (row, column): requantize(sum of `kernel` columns from column * stride - pad on) */
 void ecg_meanpool(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
-    const ecg_pool_layer *p = layer;
-    const int8_t *row = in->data;
-    int8_t *to = out->data;
-
     (void)scratch;
-    for (int32_t r = 0; r < p->rows; r++, row += in->pitch, to += out->pitch) {
-        for (int32_t t = out->first; t < out->end; t++) {
-            int32_t from, end, sum = 0;
-            seen(p, in, t, &from, &end);
-            for (; from < end; from++)
-                sum += row[from];
-            to[t - out->first] = ecg_requantize(sum, p->mul, p->shift, -128);
-        }
-    }
+    pool(layer, in, out, slide_mean);
 }
 
-/* What a reduction walks over. `kept`: the codes of the result, as counts and strides of their axes (channel, lead,
- * time), 1 where an axis is reduced; `gone`: the axes reduced, 1 where an axis is kept. */
-typedef struct {
-    int32_t kept[3], gone[3], stride[3];
-} walk;
+/* What y becomes with n codes more, `step` bytes apart. */
+typedef int32_t fold(const int8_t *x, int32_t n, int32_t step, int32_t y);
 
-static walk walk_of(const ecg_reduce_layer *p, const ecg_view *in, const ecg_view *out)
+static int32_t largest(const int8_t *x, int32_t n, int32_t step, int32_t y)
 {
-    const int32_t time = p->over & 4 ? in->end - in->first : out->end - out->first;
-    const int32_t size[3] = { p->channels, p->leads, time };
-    walk w = { { 1, 1, 1 }, { 1, 1, 1 }, { p->leads * in->pitch, in->pitch, 1 } };
-
-    for (int i = 0; i < 3; i++) {
-        if (p->over >> i & 1)
-            w.gone[i] = size[i];
-        else
-            w.kept[i] = size[i];
-    }
-    return w;
+    for (; n > 0; n--, x += step)
+        y = *x > y ? *x : y;
+    return y;
 }
 
-/* The largest code, or the sum, of what one code of the result is made of. */
-static int32_t fold(const walk *w, const int8_t *from, int largest)
+static int32_t total(const int8_t *x, int32_t n, int32_t step, int32_t y)
 {
-    int32_t sum = 0, best = -128;
+    const int32_t two = 2 * step, three = 3 * step, four = 4 * step;
 
-    for (int32_t c = 0; c < w->gone[0]; c++) {
-        for (int32_t l = 0; l < w->gone[1]; l++) {
-            const int8_t *x = from + c * w->stride[0] + l * w->stride[1];
-            for (int32_t t = 0; t < w->gone[2]; t++) {
-                sum += x[t];
-                best = x[t] > best ? x[t] : best;
-            }
-        }
-    }
-    return largest ? best : sum;
+    for (; n >= 4; n -= 4, x += four)
+        y += x[0] + x[step] + x[two] + x[three];
+    for (; n > 0; n--, x += step)
+        y += *x;
+    return y;
 }
 
-static void reduce(const ecg_reduce_layer *p, const ecg_view *in, const ecg_view *out, int largest)
+/* Over whole axes: each code of the result from `start` and the codes along one or more axes. mul 0: it is a code. */
+static void reduce(const ecg_reduce_layer *p, const ecg_view *in, const ecg_view *out, fold *more, int32_t start,
+                   int32_t mul)
 {
-    const walk w = walk_of(p, in, out);
-    const int8_t *from = in->data + (p->over & 4 ? 0 : out->first - in->first);
-    const int32_t pitch = p->over & 4 ? 1 : out->pitch;     /* with time among the axes the result has no gaps */
+    const unsigned over = p->over;
+    const int32_t stride[3] = { p->leads * in->pitch, in->pitch, 1 };
+    const int inner = over & 4 ? 2 : over & 2 ? 1 : 0;          /* the axis that is walked along at once */
+    const int32_t pitch = over & 4 ? 1 : out->pitch;            /* with time among the axes the result has no gaps */
+    const int8_t *from = in->data;
+    int32_t kept[3] = { p->channels, p->leads, out->end - out->first }, gone[3] = { 1, 1, 1 }, n;
     int8_t *to = out->data;
 
-    for (int32_t c = 0; c < w.kept[0]; c++) {
-        for (int32_t l = 0; l < w.kept[1]; l++, to += pitch) {
-            for (int32_t t = 0; t < w.kept[2]; t++) {
-                int32_t x = fold(&w, from + c * w.stride[0] + l * w.stride[1] + t, largest);
-                to[t] = largest ? (int8_t)x : ecg_requantize(x, p->mul, p->shift, -128);
+    if (over & 4)
+        kept[2] = in->end - in->first;
+    else
+        from += out->first - in->first;
+    for (int i = 0; i < 3; i++) {
+        if (over >> i & 1) {
+            gone[i] = kept[i];
+            kept[i] = 1;
+        }
+    }
+    n = gone[inner];
+    gone[inner] = 1;
+    for (int32_t c = 0; c < kept[0]; c++) {
+        for (int32_t l = 0; l < kept[1]; l++, to += pitch) {
+            for (int32_t t = 0; t < kept[2]; t++) {
+                int32_t y = start;
+                for (int32_t i = 0; i < gone[0]; i++)
+                    for (int32_t j = 0; j < gone[1]; j++)
+                        y = more(from + (c + i) * stride[0] + (l + j) * stride[1] + t, n, stride[inner], y);
+                to[t] = mul ? ecg_requantize(y, mul, p->shift, -128) : (int8_t)y;
             }
         }
     }
@@ -113,12 +143,14 @@ static void reduce(const ecg_reduce_layer *p, const ecg_view *in, const ecg_view
 void ecg_reduce_max(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     (void)scratch;
-    reduce(layer, in, out, 1);
+    reduce(layer, in, out, largest, -128, 0);
 }
 
 /* in: x; out: requantize(sum over the axes `over`) */
 void ecg_reduce_mean(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
+    const ecg_reduce_layer *p = layer;
+
     (void)scratch;
-    reduce(layer, in, out, 0);
+    reduce(p, in, out, total, 0, p->mul);
 }
