@@ -81,17 +81,16 @@ void ecg_table(const void *layer, const ecg_view *in, const ecg_view *out, void 
         rows = 1;
     }
     for (; rows > 0; rows--, row += in->pitch, to_row += out->pitch) {
-        const int8_t *x = row;
+        const int8_t *x = row, *end = row + columns, *four = row + (columns & ~3);
         int8_t *to = to_row;
-        int32_t n = columns;
-        for (; n >= 4; n -= 4, x += 4, to += 4) {
+        for (; x != four; x += 4, to += 4) {
             const int8_t a = table[x[0]], b = table[x[1]], c = table[x[2]], d = table[x[3]];
             to[0] = a;
             to[1] = b;
             to[2] = c;
             to[3] = d;
         }
-        for (; n > 0; n--)
+        while (x != end)
             *to++ = table[*x++];
     }
 }
