@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from compress import reference
-from compress.graph import Graph, Node, Tensor
+from compress.graph import Graph, Node, Tensor, macs
 from targets import pack
-from tests import ckernels
+from tests import cimage, ckernels
 
 SOURCES = ("conv.c", "dense.c", "conv_dsp.c", "fir_dsp.c", "dense_dsp.c")
 # channels, out, leads, time, kernel, stride, pad left, pad right, groups
@@ -124,3 +124,55 @@ def test_a_dense_layer_equals_the_reference(core, features, out, relu):
     check(graph, core, codes(graph, 7), offset=1)
     graph = dense_graph(features, features, out, relu, extreme=True)
     check(graph, core, codes(graph, 8, extreme=True))
+
+
+def image_cases(wide: bool) -> list[cimage.Case]:
+    """Every shape once, every other one with relu, and dense layers."""
+    core = dataclasses.replace(pack.CORES["m4"], wide=wide)
+    made = {name: conv_graph(i, *shape, relu=i % 2 == 0, extreme=i % 3 == 0)
+            for i, (name, shape) in enumerate(SHAPES.items())}
+    made |= {f"dense {features} to {out}": dense_graph(1, features, out, relu=out % 2 == 0)
+             for features, out in [(1, 1), (3, 4), (37, 5), (64, 64), (130, 7), (8, 2)]}
+    found = []
+    for name, graph in made.items():
+        x = codes(graph, 9)
+        layer, want = pack.layer(graph, graph.nodes[0], core), reference.run(graph, {"x": x[None]})[0]
+        gap = 0 if layer.struct == "ecg_dense_layer" else 5
+        found.append(cimage.Case(name, layer, [x.reshape(pack.volume(x.shape))], want.reshape(pack.volume(want.shape)),
+                                 gap))
+    return found
+
+
+@pytest.mark.parametrize("name,using,wide", [("m4", "gcc", False), ("m4", "zig", True), ("m7", "gcc", True),
+                                             ("m33", "gcc", False)])
+def test_the_loops_in_assembly_equal_the_reference_on_an_emulated_core(name, using, wide):
+    cimage.check(name, list(SOURCES), image_cases(wide), using)
+
+
+# instructions per multiply-accumulate on a Cortex-M4: channel, out, time, kernel, stride, groups -> wide, at most
+COSTS = {
+    "conv1x15": ((1, 16, 2500, 15, 2, 1), (1.5, 1.6)),
+    "depthwise 1x7": ((32, 32, 625, 7, 1, 32), (1.9, 1.9)),
+    "pointwise": ((32, 64, 625, 1, 1, 1), (1.0, 1.5)),
+    "small pointwise": ((16, 24, 248, 1, 1, 1), (1.3, 1.5)),
+    "short pointwise": ((40, 80, 45, 1, 1, 1), (1.0, 1.2)),
+    "strided": ((24, 32, 90, 3, 2, 1), (1.1, 1.2)),
+}
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["16-bit weights", "8-bit weights"])
+def test_executed_instructions_per_product_stay_within_bounds(wide):
+    core = dataclasses.replace(pack.CORES["m4"], wide=wide)
+    made = {"dense": (dense_graph(1, 64, 64), (1.0, 1.5))}
+    for name, ((channel, out, time, kernel, stride, groups), most) in COSTS.items():
+        left = (kernel - 1) // 2
+        made[name] = conv_graph(1, channel, out, 1, time, kernel, stride, left, kernel - 1 - left, groups, True), most
+    cases = []
+    for name, (graph, _) in made.items():
+        x = codes(graph, 1)
+        want = reference.run(graph, {"x": x[None]})[0]
+        cases.append(cimage.Case(name, pack.layer(graph, graph.nodes[0], core), [x.reshape(pack.volume(x.shape))],
+                                 want.reshape(pack.volume(want.shape))))
+    counts = cimage.check("m4", list(SOURCES), cases, "gcc")
+    per_mac = {name: counts[name].total / macs(graph) for name, (graph, _) in made.items()}
+    assert all(per_mac[name] <= most[not wide] for name, (_, most) in made.items()), per_mac
