@@ -17,7 +17,14 @@
 #include "ecg_attention.h"
 #include "ecg_dsp.h"
 
-enum { FOUR = 4, MOST = 8 };        /* keys that meet at once; queries of a block */
+/* a function of its own: inside of its caller there are too few registers for its loops */
+#if defined(__GNUC__)
+#define ECG_CALL __attribute__((noinline))
+#else
+#define ECG_CALL
+#endif
+
+enum { FOUR = 4, MOST = 8 };        /* keys that meet at once; queries that a block has at most */
 
 #define ONES 0x00010001u    /* the pair (1, 1): with it SMLAD adds up a pair */
 
@@ -33,11 +40,6 @@ static inline void store_two(uint32_t *at, uint32_t first, uint32_t second)
 {
     const uint64_t words = (uint64_t)second << 32 | first;
     memcpy(__builtin_assume_aligned(at, 8), &words, 8);
-}
-
-static inline uint32_t both(int32_t first, int32_t second)
-{
-    return ecg_firsts((uint32_t)first, (uint32_t)second);
 }
 
 static inline int32_t least(int32_t a, int32_t b)
@@ -71,18 +73,28 @@ static void pair_keys(const int8_t *row, int32_t pitch, int32_t depth, uint32_t 
         pair_four(ecg_load4(row), ecg_load4(row), to);
 }
 
-/* Two queries, `apart` columns from one another, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... */
-static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int32_t apart, uint32_t *to)
+static inline uint32_t two_codes(const int8_t *at)
 {
-    for (; depth > 1; depth -= 2) {
-        to[0] = both(row[0], row[pitch]);
-        to[1] = both(row[apart], row[pitch + apart]);
+    uint16_t codes;
+    memcpy(&codes, at, 2);
+    return codes;
+}
+
+/* Two queries, or one twice, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... */
+static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int two, uint32_t *to)
+{
+    for (; two && depth > 1; depth -= 2) {
+        const uint32_t codes = ecg_firsts(two_codes(row), two_codes(row + pitch));
+        store_two(to, ecg_even(codes), ecg_odd(codes));
         row += 2 * pitch;
         to += 2;
     }
-    if (depth) {
-        to[0] = both(row[0], 0);
-        to[1] = both(row[apart], 0);
+    for (; depth > 0; depth -= 2) {
+        const int32_t below = depth > 1 ? pitch : 0, keep = depth > 1 ? -1 : 0;
+        to[0] = ecg_firsts((uint32_t)row[0], (uint32_t)(row[below] & keep));
+        to[1] = ecg_firsts((uint32_t)row[two], (uint32_t)(row[below + two] & keep));
+        row += 2 * pitch;
+        to += 2;
     }
 }
 
@@ -168,12 +180,12 @@ static void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint
 /* The largest of n scores, after `bias` was added to them unless it is NULL. */
 static int32_t largest(int32_t *s, const int32_t *bias, int32_t n)
 {
-    int32_t top = INT32_MIN;
+    int32_t top = *s + (bias ? *bias : 0);
     for (int32_t i = 0; bias && i < n; i++)
         s[i] += bias[i];
-    for (const int32_t *end = s + n; s < end; s++)
-        top = most(*s, top);
-    return top;
+    for (; n > 1; n -= 2, s += 2)
+        top = most(most(s[0], top), s[1]);
+    return n ? most(*s, top) : top;
 }
 
 static inline uint32_t weight(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, int32_t score)
@@ -185,23 +197,22 @@ static inline uint32_t weight(const uint16_t *table, int32_t mul, unsigned shift
 static int32_t weights(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, const int32_t *s, int32_t n,
                        uint32_t *e)
 {
-    const int32_t *const last = s + n - FOUR;
+    uint32_t even = 0xffffffffu, odd = 0xffffffffu;     /* what counts */
     int32_t sum = 0;
-    for (;;) {
-        const int32_t twice = s > last ? (int32_t)(s - last) : 0;       /* keys of the last four that had their turn */
-        const int32_t *const at = s - twice;
-        const uint32_t e0 = weight(table, mul, shift, top, at[0]), e1 = weight(table, mul, shift, top, at[1]);
-        const uint32_t e2 = weight(table, mul, shift, top, at[2]), e3 = weight(table, mul, shift, top, at[3]);
-        uint32_t even = ecg_firsts(e0, e2), odd = ecg_firsts(e1, e3);
-        if (twice) {
-            even &= twice > 2 ? 0 : 0xffff0000u;
-            odd &= twice > 1 ? 0xffff0000u : 0xffffffffu;
+    for (;; n -= FOUR) {
+        if (n < FOUR) {         /* the last four, among them 4 - n keys that had their turn */
+            s -= FOUR - n;
+            even = n < 2 ? 0 : 0xffff0000u;
+            odd = n < 3 ? 0xffff0000u : 0xffffffffu;
         }
+        even &= ecg_firsts(weight(table, mul, shift, top, s[0]), weight(table, mul, shift, top, s[2]));
+        odd &= ecg_firsts(weight(table, mul, shift, top, s[1]), weight(table, mul, shift, top, s[3]));
         e[0] = even;
         e[1] = odd;
         sum = ecg_smlad(odd, ONES, ecg_smlad(even, ONES, sum));
-        if (s >= last)
+        if (n <= FOUR)
             return sum;
+        even = odd = 0xffffffffu;
         s += FOUR;
         e += FOUR;
     }
@@ -222,8 +233,8 @@ typedef struct {
     const uint32_t *e;
     const int8_t *v;
     int8_t *out;
-    int32_t v_pitch, out_pitch;
-    int32_t rest, twice;        /* keys in front of the last four; keys of the last four that had their turn */
+    int32_t v_pitch, rest;      /* rest: keys in front of the last four */
+    int32_t out_pitch, twice;   /* twice: keys of the last four that had their turn */
     int32_t apart;              /* columns between the two queries, 0: they are the same; < 0: two maps of one query */
     int32_t factor[2];
     int32_t pairs;              /* of channels */
@@ -265,8 +276,7 @@ __asm__("   .macro ECG_FOUR\n"
         "   push {r0, r4-r11, lr}\n"
         "   mov r12, r0\n"
         "1: ldrd r0, r1, [r12]\n"
-        "   ldr r2, [r12, #12]\n"
-        "   ldr lr, [r12, #20]\n"
+        "   ldrd r2, lr, [r12, #12]\n"
         "   add r2, r2, r1\n"
         "   add lr, lr, r1\n"
         "   movs r4, #0\n"
@@ -286,7 +296,8 @@ __asm__("   .macro ECG_FOUR\n"
         "   ldr r12, [sp]\n"
         "   ldrd r8, r9, [r12, #32]\n"
         "   ldr r2, [r12, #8]\n"
-        "   ldrd r0, r1, [r12, #12]\n"
+        "   ldr r0, [r12, #12]\n"
+        "   ldr r1, [r12, #20]\n"
         "   ldr r3, [r12, #28]\n"
         "   mov r10, #128\n"
         "   cmp r3, #0\n"
@@ -349,102 +360,113 @@ static void ecg_attention_values(values *x)
 }
 #endif
 
-/* A block of queries of a head: the keys of each, of two together, and of all of them. */
-typedef struct {
-    int32_t head, t, count;
-    ecg_range own[MOST], two[MOST / 2], all;
-} block;
-
-/* Columns that rows first and last have to do with, at least four. */
-static ecg_range reach(const block *b, int32_t first, int32_t last)
-{
-    ecg_range r = {b->own[first].from, b->own[least(last, b->count - 1)].to};
-    r.from = least(r.from, b->all.to - FOUR);
-    r.to = most(r.to, r.from + FOUR);
-    return r;
-}
-
-static void take(const ecg_attention_layer *a, const ecg_view *keys, int32_t head, int32_t t, int32_t end, block *b)
-{
-    b->head = head;
-    b->t = t;
-    b->count = least(end - t, least(a->block, MOST));
-    if (a->window == ECG_BLOCK)
-        b->count = least(b->count, a->size - t % a->size);
-    for (int32_t i = 0; i < b->count; i++)
-        b->own[i] = ecg_attention_keys(a, keys, t + i);
-    b->all.from = least(b->own[0].from, keys->end - FOUR);
-    b->all.to = most(b->own[b->count - 1].to, b->all.from + FOUR);
-    for (int32_t i = 0; i < b->count; i += 2)
-        b->two[i / 2] = reach(b, i, i + 1);
-}
-
-/* Keys of a head and a map that lie paired in scratch: `have`, of as many as there is `room` for. */
+/* Keys of a head and a map that lie paired at `at`: `have`, of at most a->paired. */
 typedef struct {
     uint32_t *at;
-    int32_t head, room;
+    int32_t head;
     ecg_range have;
 } paired;
 
-/* Pairs the keys from `from` on unless those up to `to` are there, or as many of them as there is room for. */
-static void provide(paired *p, const ecg_view *k, const ecg_view *keys, int32_t depth, int32_t words, int32_t from,
-                    int32_t to, int32_t head)
+/* A call, and the block of queries of a head that it is at. */
+typedef struct {
+    const ecg_attention_layer *a;
+    const ecg_view *in;
+    int32_t first, end;         /* keys that there are */
+    int32_t depth, words;       /* rows of a head of q; words of two paired queries */
+    paired keys[2];             /* one for each map */
+    uint32_t *queries;
+    int32_t head, t, count;
+    int32_t until;              /* queries in front of it have the same keys as those of the block before */
+    ecg_range own[MOST], two[MOST / 2], all;    /* keys of each query, of two together, of the block */
+} work;
+
+/* Keys of queries first to last of the block, at least four. */
+static ecg_range reach(const work *w, int32_t first, int32_t last)
 {
-    if (p->head == head && p->have.from <= from && to <= p->have.to)
+    const int32_t from = least(w->own[first].from, w->end - FOUR);
+    return (ecg_range){from, most(w->own[last].to, from + FOUR)};
+}
+
+/* The block of queries from t on, of those before `end`. */
+static void take(work *w, int32_t t, int32_t end)
+{
+    const ecg_attention_layer *a = w->a;
+    const ecg_view keys = {.first = w->first, .end = w->end};
+    w->t = t;
+    if (t < w->until) {
+        w->count = least(w->until - t, a->block);
         return;
-    const int8_t *const row = k->data + head * depth * k->pitch - k->first;
-    p->head = head;
-    p->have.from = least(from, keys->end - FOUR);
-    p->have.to = least(p->have.from + p->room, keys->end);
+    }
+    if (a->window == ECG_GLOBAL)
+        w->until = end;
+    if (a->window == ECG_BLOCK)
+        w->until = end = least(end, t + a->size - t % a->size);
+    w->count = least(end - t, a->block);
+    for (int32_t i = 0; i < w->count; i++)
+        w->own[i] = ecg_attention_keys(a, &keys, t + i);
+    for (int32_t i = 0; i < w->count; i += 2)
+        w->two[i / 2] = reach(w, i, least(i + 1, w->count - 1));
+    w->all = reach(w, 0, w->count - 1);
+}
+
+/* Pairs the keys from `from` on, as many as there is room for, unless all up to the block's last are there. */
+static void provide(const work *w, paired *p, const ecg_view *k, int32_t from)
+{
+    if (p->head == w->head && p->have.from <= from && w->all.to <= p->have.to)
+        return;
+    from = least(from, w->end - FOUR);
+    p->head = w->head;
+    p->have.from = from;
+    p->have.to = least(from + w->a->paired, w->end);
     uint32_t *at = p->at;
-    for (int32_t s = p->have.from; s < p->have.to; s += FOUR) {
-        pair_keys(row + least(s, p->have.to - FOUR), k->pitch, depth, at);
-        at += 2 * words;
+    const int8_t *const row = k->data + w->head * w->depth * k->pitch - k->first;
+    for (int32_t s = from; s < p->have.to; s += FOUR) {
+        pair_keys(row + least(s, p->have.to - FOUR), k->pitch, w->depth, at);
+        at += 2 * w->words;
     }
 }
 
-/* Scores of two queries at those keys of r that are there. The score at key s goes to to[s]. */
+/* Scores of two queries at those keys of r that are paired. The score at key s goes to to[s]. */
 static void meet(const paired *p, const uint32_t *queries, int32_t words, ecg_range r, int32_t *to, int32_t apart)
 {
-    const int32_t from = most(r.from - p->have.from, 0) & ~3, end = least(r.to, p->have.to) - p->have.from;
-    const int32_t whole = least(end + 3, p->have.to - p->have.from) & ~3;   /* fours that start where they should */
-    const uint32_t *k = p->at + from / 2 * words;
+    const int32_t first = p->have.from, there = p->have.to - first;
+    const int32_t from = most(r.from - first, 0) & ~3, end = least(r.to - first, there);
+    const int32_t whole = least(end + 3, there) & ~3;       /* the last four, when moved to end in time, start behind */
     if (from < whole)
-        ecg_attention_score(k, queries, queries + words, to + p->have.from + from, apart, (whole - from) / FOUR);
+        ecg_attention_score(p->at + from / 2 * words, queries, queries + words, to + first + from, apart,
+                            (whole - from) / FOUR);
     if (most(from, whole) < end)
         ecg_attention_score(p->at + whole / 2 * words, queries, queries + words, to + p->have.to - FOUR, apart, 1);
 }
 
-/* Scores of a block in one map: that of query i at key s at rows[i * stride + s - all.from]. */
-static void scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_view *k, const ecg_view *keys,
-                   const block *b, paired *p, uint32_t *queries, int32_t *rows, int32_t stride)
+/* Scores of the block in a map: that of query i at key s at rows[i * stride + s - all.from]. */
+static ECG_CALL void scores(work *w, int map, int32_t *rows, int32_t stride)
 {
-    const int32_t depth = a->d * a->leads, words = depth + (depth & 1);     /* of two paired queries */
-    const int8_t *query = q->data + b->head * depth * q->pitch + (b->t - q->first);
-    for (int32_t i = 0; i < b->count; i += 2)
-        pair_queries(query + i, q->pitch, depth, i + 1 < b->count, queries + i / 2 * words);
-    for (int32_t from = b->all.from; from < b->all.to; from = p->have.to) {
-        provide(p, k, keys, depth, words, from, b->all.to, b->head);
-        for (int32_t i = 0; i < b->count; i += 2)
-            meet(p, queries + i / 2 * words, words, b->two[i / 2], rows + i * stride - b->all.from, 4 * stride);
+    const ecg_view *q = &w->in[3 * map], *k = q + 1;
+    paired *const p = &w->keys[map];
+    const int8_t *const query = q->data + w->head * w->depth * q->pitch + (w->t - q->first);
+    for (int32_t i = 0; i < w->count; i += 2)
+        pair_queries(query + i, q->pitch, w->depth, i + 1 < w->count, w->queries + i / 2 * w->words);
+    for (int32_t from = w->all.from; from < w->all.to; from = p->have.to) {
+        provide(w, p, k, from);
+        for (int32_t i = 0; i < w->count; i += 2)
+            meet(p, w->queries + i / 2 * w->words, w->words, w->two[i / 2], rows + i * stride - w->all.from, 4 * stride);
     }
 }
 
-/* Scores of query i of a block, from key r.from on, become weights at e. Returns the factor of their sums. */
-static int32_t soften(const ecg_attention_layer *a, const block *b, int32_t i, ecg_range r, int second, int32_t *s,
-                      uint32_t *e)
+/* Scores s of query i of the block, at the keys of r, become weights at e. Returns the factor of their sums. */
+static ECG_CALL int32_t soften(const work *w, int32_t i, ecg_range r, int map, int32_t *s, uint32_t *e)
 {
-    const ecg_range own = b->own[i];
+    const ecg_attention_layer *a = w->a;
+    const ecg_range own = w->own[i];
     const int32_t n = r.to - r.from, before = own.from - r.from, behind = own.to - r.from;
-    const int32_t *bias = a->bias ? a->bias + b->head * (2 * a->size - 1) + (own.from - b->t - i + a->size - 1) : NULL;
+    const int32_t *bias = a->bias ? a->bias + w->head * (2 * a->size - 1) + (own.from - w->t - i + a->size - 1) : NULL;
     const int32_t top = largest(s + before, bias, behind - before);
-    int32_t sum = second ? weights(a->table, a->score_mul2, a->score_shift2, top, s, n, e)
-                         : weights(a->table, a->score_mul, a->score_shift, top, s, n, e);
-    for (int32_t at = 0; at < before; at++)
+    int32_t sum = weights(a->table, map ? a->score_mul2 : a->score_mul, map ? a->score_shift2 : a->score_shift, top, s, n,
+                          e);
+    for (int32_t at = before ? 0 : behind; at < n; at = at + 1 == before ? behind : at + 1)
         sum -= forget(e, n, at);
-    for (int32_t at = behind; at < n; at++)
-        sum -= forget(e, n, at);
-    return second ? -ecg_attention_factor(sum, a->out_mul2) : ecg_attention_factor(sum, a->out_mul);
+    return map ? -ecg_attention_factor(sum, a->out_mul2) : ecg_attention_factor(sum, a->out_mul);
 }
 
 /* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k and v.
@@ -454,37 +476,42 @@ void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *ou
 {
     const ecg_attention_layer *a = layer;
     const ecg_view *v = &in[2];
-    const int32_t depth = a->d * a->leads, words = depth + (depth & 1), width = a->dv * a->leads, maps = a->pair ? 2 : 1;
-    paired first = {scratch, -1, a->paired, {0, 0}}, second = {first.at + a->paired / 2 * words, -1, a->paired, {0, 0}};
-    uint32_t *const queries = first.at + maps * a->paired / 2 * words;
-    int32_t *const rows = (int32_t *)(queries + a->block / 2 * words) + FOUR;
-    ecg_view keys = in[1];
-    keys.first = most(keys.first, v->first);
-    keys.end = least(keys.end, v->end);
-    if (keys.end - keys.first < FOUR) {
+    const int32_t width = a->dv * a->leads, maps = a->pair ? 2 : 1;
+    work w = {.a = a, .in = in, .first = most(in[1].first, v->first), .end = least(in[1].end, v->end)};
+    if (w.end - w.first < FOUR) {
         ecg_attention(layer, in, out, scratch);
         return;
     }
-    for (int32_t head = 0; head < a->heads; head++) {
-        block b;
-        for (int32_t t = out->first; t < out->end; t += b.count) {
-            take(a, &keys, head, t, out->end, &b);
-            const int32_t stride = (b.all.to - b.all.from + 2 * FOUR) & ~1;
-            scores(a, &in[0], &in[1], &keys, &b, &first, queries, rows, maps * stride);
-            if (a->pair)
-                scores(a, &in[3], &in[4], &keys, &b, &second, queries, rows + stride, maps * stride);
-            for (int32_t i = 0; i < b.count; i += 3 - maps) {
-                const int32_t other = a->pair ? i : least(i + 1, b.count - 1);
-                const ecg_range r = a->pair ? reach(&b, i, i) : b.two[i / 2];
-                int32_t *const row = rows + i * maps * stride, skip = r.from - b.all.from;
-                values x = {.e = (uint32_t *)row + (skip & ~1),
-                            .v = v->data + head * width * v->pitch + (r.from - v->first), .v_pitch = v->pitch,
-                            .out = out->data + head * width * out->pitch + (t + i - out->first),
-                            .out_pitch = out->pitch, .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3,
+    w.depth = a->d * a->leads;
+    w.words = w.depth + (w.depth & 1);
+    w.queries = scratch;
+    for (int map = 0; map < maps; map++) {
+        w.keys[map].at = w.queries;
+        w.keys[map].head = -1;
+        w.queries += a->paired / 2 * w.words;
+    }
+    int32_t *const rows = (int32_t *)(w.queries + a->block / 2 * w.words) + FOUR;
+    for (w.head = 0; w.head < a->heads; w.head++) {
+        const int8_t *const value = v->data + w.head * width * v->pitch - v->first;
+        int8_t *const to = out->data + w.head * width * out->pitch - out->first;
+        w.until = out->first;
+        for (int32_t t = out->first; t < out->end; t += w.count) {
+            take(&w, t, out->end);
+            const int32_t stride = (w.all.to - w.all.from + 2 * FOUR) & ~1;
+            for (int map = 0; map < maps; map++)
+                scores(&w, map, rows + map * stride, maps * stride);
+            for (int32_t i = 0; i < w.count; i += 3 - maps) {
+                const int32_t other = a->pair ? i : least(i + 1, w.count - 1);
+                const ecg_range r = a->pair ? reach(&w, i, i) : w.two[i / 2];
+                int32_t *const row = rows + i * maps * stride + (r.from - w.all.from);
+                uint32_t *const e = (uint32_t *)row - ((r.from - w.all.from) & 1);
+                values x = {.v_pitch = v->pitch, .out_pitch = out->pitch, .e = e, .v = value + r.from, .out = to + t + i,
+                            .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3,
                             .apart = a->pair ? -1 : other - i, .pairs = width / 2};
                 /* the second row's weights go over the first one's scores */
-                x.factor[0] = soften(a, &b, i, r, 0, row + skip, (uint32_t *)row + (skip & ~1));
-                x.factor[1] = soften(a, &b, other, r, a->pair, row + stride + skip, (uint32_t *)row + (skip & ~1) + 2);
+                for (int row_of = 0; row_of < 2; row_of++)
+                    x.factor[row_of] = soften(&w, row_of ? other : i, r, row_of && a->pair, row + row_of * stride,
+                                              e + 2 * row_of);
                 if (x.pairs)
                     ecg_attention_values(&x);
                 if (width & 1) {
