@@ -8,7 +8,7 @@ import importlib
 
 from train.say import MissingError, choose
 
-TARGETS = {"arm": "targets.arm", "host": "targets.host"}
+TARGETS = {"arm": "targets.arm", "host": "targets.host", "mcu": "targets.mcu"}
 
 
 def load(name: str):

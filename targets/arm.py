@@ -39,7 +39,8 @@ def file_name(form: str) -> str:
     return f"model.{form}.onnx"
 
 
-def lower(graph: Graph, manifest: Manifest, out: Path) -> None:
+def lower(graph: Graph, manifest: Manifest, out: Path, board: dict | None = None,
+          options: target.Options | None = None) -> None:
     """Write all forms."""
     runs.write(out, {file_name(form): onnx_qdq.lower(graph, form) for form in onnx_qdq.FORMS})
 

@@ -2,6 +2,7 @@
 """Build a quantized run for a device: runs/R/<target>/ and an entry in runs/R/builds.json.
 
 python targets/deploy.py --run runs/af --target arm
+python targets/deploy.py --run runs/af --target mcu --board nrf52840dk --flash
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def parser() -> say.Parser:
     p.add_argument("--target", required=True, metavar="T", help=f"one of: {', '.join(targets.TARGETS)}")
     p.add_argument("--board", metavar="B", help="a board of targets/boards.toml")
     p.add_argument("--flash", action="store_true", help="put the build on the device, or say how")
-    p.add_argument("--port", help="serial port of the device to flash")
+    p.add_argument("--port", help="serial port, UF2 volume or probe of the device to flash")
+    p.add_argument("--weights", type=int, default=8, choices=(8, 16),
+                   help="bits of a weight on a microcontroller: 16 are a tenth faster and take twice the flash (8)")
+    p.add_argument("--rate", type=float, metavar="HZ", help="samples per second of the front-end (the model's rate)")
     return p
 
 
@@ -38,7 +42,7 @@ def main(args) -> dict:
     manifest, graph = target.open_run(run)
     board = target.read_board(args.board, args.target) if args.board else None
     out = run / args.target
-    chosen.lower(graph, manifest, out)
+    chosen.lower(graph, manifest, out, board, target.Options(args.weights, args.rate))
     built = chosen.build(out, board)
     target.record_build(run, args.target, built, manifest.identity)
     say.info(f"built {built.path} ({built.flash / 1000:.0f} kB) for model {manifest.identity.hex()[:16]}")

@@ -25,6 +25,7 @@ from train.say import UserError
 
 NATIVE = ("-mcpu=native",) if platform.machine().startswith(("aarch64", "arm")) else ("-march=native",)
 FLAGS = (*twin.FLAGS, *NATIVE)
+THREADS = (1,)          # the C runs on one, as on a device
 
 
 def missing() -> str | None:
@@ -32,7 +33,8 @@ def missing() -> str | None:
     return toolchain.missing("host")
 
 
-def lower(graph: Graph, manifest: Manifest, out: Path) -> None:
+def lower(graph: Graph, manifest: Manifest, out: Path, board: dict | None = None,
+          options: target.Options | None = None) -> None:
     """Write the model as C."""
     twin.write(c_model.generate(graph, manifest, CORES["host"]), out)
 

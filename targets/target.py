@@ -27,6 +27,15 @@ ENOUGH = 2000                           # windows that decide about LABELS
 
 
 @dataclass(frozen=True)
+class Options:
+    """What a user may choose beside the board. weights: bits of a weight, 16 are faster on some cores and take twice
+    the flash. fs_in: rate of the front-end in Hz, None: the model's."""
+
+    weights: int = 8
+    fs_in: float | None = None
+
+
+@dataclass(frozen=True)
 class Built:
     """What `build` made. flash: bytes of the model on the device; ram: bytes it needs, None under an operating system.
 
@@ -45,8 +54,11 @@ class Target(Protocol):
     def missing(self) -> str | None:
         """What keeps the target from running here, with the command that gets it; None when nothing does."""
 
-    def lower(self, graph: Graph, manifest: Manifest, out: Path) -> None:
-        """Write the graph in the target's form into `out`, a folder inside the run folder."""
+    def lower(self, graph: Graph, manifest: Manifest, out: Path, board: dict | None, options: Options) -> None:
+        """Write the graph in the target's form into `out`, a folder inside the run folder.
+
+        UserError when it cannot run on the board.
+        """
 
     def build(self, out: Path, board: dict | None) -> Built:
         """Turn what `lower` wrote into what the device runs."""
@@ -149,14 +161,19 @@ def open_build(run: str | Path, name: str, manifest: Manifest) -> Built:
     return Built(path, entry["flash"], entry["ram"], entry["notes"])
 
 
-def read_board(name: str, target: str) -> dict:
-    """A board's facts from boards.toml; UserError when the target does not serve it."""
+def boards(target: str) -> dict[str, dict]:
+    """The boards of boards.toml that a target serves, by key; each knows its own `key`."""
     try:
         import tomllib
     except ImportError:                 # Python 3.10
         import tomli as tomllib
-    boards = tomllib.loads((Path(__file__).parent / "boards.toml").read_text())
-    served = {key: facts for key, facts in boards.items() if facts["target"] == target}
+    found = tomllib.loads((Path(__file__).parent / "boards.toml").read_text())
+    return {key: facts | {"key": key} for key, facts in found.items() if facts["target"] == target}
+
+
+def read_board(name: str, target: str) -> dict:
+    """A board's facts from boards.toml; UserError when the target does not serve it."""
+    served = boards(target)
     return served[choose(name, served, f"{target} board")]
 
 
