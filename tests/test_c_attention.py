@@ -16,7 +16,7 @@ from compress.graph import Graph, Node, Tensor, check
 from compress.reference_attention import attention, exp_table, finished
 from targets import pack
 from targets.stream import first_needed
-from tests import ckernels, graphs
+from tests import cimage, ckernels, graphs
 
 CORES = ("host", "m4")      # the plain kernel, and the DSP one by its portable twin
 SOURCES = ("attention.c", "attention_dsp.c")
@@ -169,3 +169,44 @@ def test_the_reciprocal_is_exact_for_every_sum(tmp_path):
     program = tmp_path / "all"
     subprocess.run(["gcc", "-O2", f"-I{ckernels.C}", tmp_path / "all.c", "-o", program], check=True)
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "0"
+
+
+def random_forms(count: int) -> list[dict]:
+    """Forms of all windows in turn, every other one of odd sizes."""
+    rng = np.random.default_rng(count)
+    found = []
+    for i in range(count):
+        window, keys = ("global", "band", "block", "neighbourhood")[i % 4], int(rng.integers(1, 38))
+        size = 0 if window == "global" else int(rng.integers(window != "band", min(keys, 12) + 1))
+        found.append({"window": window, "size": size, "keys": keys,
+                      "queries": int(rng.integers(1, 12)) if window == "global" and i % 8 else keys,
+                      "heads": int(rng.integers(1, 4)), "d": int(rng.integers(1, 9)), "dv": int(rng.integers(1, 9)),
+                      "leads": int(rng.integers(1, 3)), "pair": window != "neighbourhood" and bool(i // 4 % 2),
+                      "bias": window == "neighbourhood" and bool(i // 4 % 2), "seed": i})
+    return found
+
+
+def image_case(form: dict, core: str, gap: int = 0) -> cimage.Case:
+    graph = node_of(form)
+    inputs = codes_of(graph, form["seed"])
+    return cimage.Case(str(form["seed"]), pack.layer(graph, graph.nodes[0], pack.CORES[core]), inputs,
+                       expected(graph, inputs), gap)
+
+
+@pytest.mark.parametrize(("core", "using"), [("m4", "gcc"), ("m4", "zig"), ("m33", "gcc"), ("m0plus", "gcc"),
+                                             ("m3", "zig"), ("m55", "zig")])
+def test_an_emulated_core_computes_the_codes_of_the_reference(core, using):
+    cases = [image_case(form, core, gap=i % 4) for i, form in enumerate(random_forms(48))]
+    sources = SOURCES if pack.CORES[core].dsp else SOURCES[:1]
+    cimage.check(core, list(sources), cases, using)
+
+
+def test_a_block_of_25_keys_takes_the_instructions_of_a_good_kernel():
+    """Cortex-M4: at most 1.7 for each product of both kinds, at most 26 for each weight of the softmax."""
+    form = {"window": "block", "size": 25, "keys": 125, "queries": 125, "heads": 4, "d": 16, "dv": 16, "leads": 1,
+            "pair": False, "bias": False, "seed": 3}
+    case = image_case(form, "m4")
+    counted = cimage.check("m4", list(SOURCES), [case], "gcc")[case.name]
+    softmax = counted.functions["soften"]
+    assert softmax <= 26 * 500 * 25
+    assert counted.total - softmax <= 1.7 * 500 * 25 * 32
