@@ -6,20 +6,28 @@
 #include "ecg_dsp.h"
 #include "ecg_kernels.h"
 
-/* Rows of four codes for the channel pairs scale .. last - 1: out, and `pitch` bytes behind it for the second channel
- * of a pair; pitch 0 leaves the first one's codes. x .. end: steps of four pairs, one for each column. A step's
- * weights: a pair for each of the two channels, or with 8 bits (a0, b0, a1, b1) in one word. At least one step and one
- * pair of channels. */
-typedef void gemm(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
-                  const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu);
+/* A product of matrices: the output channels scale .. last - 1, an even number of them, for four columns. */
+typedef struct {
+    const ecg_scale *scale, *last;
+    int32_t pitch;              /* bytes from a channel's codes to the next one's; 0: those of the first one of two stay */
+    const uint32_t *weight;     /* each step: a pair for either channel of two, or bytes (a0, b0, a1, b1) in one word */
+    const uint32_t *x, *end;    /* steps of four pairs, one for each column */
+    uint32_t enter;             /* see ENTER */
+    uint32_t relu;
+} product;
+
+typedef void multiply(const product *p, int8_t *out);
+
+/* The loop over the steps is unrolled eight times. The first step is apart, and those that are left over from eight
+ * are taken by jumping into the loop, `bytes` of code for each step; bit 0 is Thumb's. */
+#define ENTER(steps, bytes) ((uint32_t)(((steps) > 1 ? (1 - (steps)) & 7 : 8) * (bytes)) | 1)
 
 #if ECG_THUMB_DSP
 
-gemm ecg_gemm_dsp, ecg_gemm_dsp8;
+multiply ecg_gemm_dsp, ecg_gemm_dsp8;
 
 /* r0-r3, r4-r7: sums of the two channels. r8, r9: pairs of two columns. r10, r11: weights. r12: x. lr: weights.
- * The stack, from sp on: scale, last, pitch, out, mul, mul, x, end, where to enter the loop, how to saturate.
- * The loop is unrolled eight times and entered where the steps left over from eight begin. */
+ * The stack, from sp on: scale, last, pitch, out, mul, mul, x, end, where to enter the loop, how to saturate. */
 __asm__(
     ".syntax unified\n"
     ".macro ecg_weights16\n"
@@ -30,7 +38,7 @@ __asm__(
     "    sxtb16 r10, r11\n"
     "    sxtb16 r11, r11, ror #8\n"
     ".endm\n"
-    ".macro ecg_gemm name, bits, bytes\n"       /* bytes of code of one step */
+    ".macro ecg_gemm name, bits\n"
     "    .pushsection .text.\\name, \"ax\", %progbits\n"
     "    .balign 4\n"
     "    .thumb\n"
@@ -40,32 +48,21 @@ __asm__(
     "\\name:\n"
     "    push {r4-r11, lr}\n"
     "    sub sp, sp, #40\n"
-    "    mov lr, r2\n"
-    "    strd r0, r1, [sp, #24]\n"
-    "    ldr r4, [sp, #80]\n"                   /* out */
-    "    ldr r5, [sp, #84]\n"                   /* pitch */
-    "    strd r5, r4, [sp, #8]\n"
-    "    ldr r4, [sp, #76]\n"                   /* last */
-    "    str r4, [sp, #4]\n"
-    "    subs r1, r1, r0\n"
-    "    lsrs r1, r1, #4\n"
-    "    adr r4, 3f\n"
-    "    subs r1, r1, #1\n"                     /* the first step is apart: it adds to the bias */
+    "    ldm r0, {r2-r9}\n"
+    "    mov r0, r4\n"
+    "    strd r2, r3, [sp]\n"
+    "    strd r0, r1, [sp, #8]\n"
+    "    mov lr, r5\n"
+    "    strd r6, r7, [sp, #24]\n"
+    "    adr r0, 2f\n"
+    "    add r0, r0, r8\n"
+    "    adr r1, 4f\n"
+    "    cmp r9, #0\n"
     "    beq 1f\n"
-    "    rsbs r1, r1, #0\n"
-    "    and r1, r1, #7\n"
-    "    movs r5, #\\bytes\n"
-    "    muls r1, r5, r1\n"
-    "    adr r4, 2f\n"
-    "    add r4, r4, r1\n"
-    "1:  adr r5, 4f\n"
-    "    ldr r1, [sp, #88]\n"                   /* relu */
-    "    cbz r1, 1f\n"
-    "    adr r5, 5f\n"
-    "1:  orr r4, r4, #1\n"
-    "    orr r5, r5, #1\n"
-    "    strd r4, r5, [sp, #32]\n"
-    "    mov r8, r3\n"
+    "    adr r1, 5f\n"
+    "1:  orr r1, r1, #1\n"
+    "    strd r0, r1, [sp, #32]\n"
+    "    mov r8, r2\n"
     "1:  ldm r8!, {r0, r1, r4, r5}\n"           /* bias, mul, bias, mul */
     "    ldr r12, [sp, #24]\n"
     "    str r8, [sp]\n"
@@ -99,8 +96,7 @@ __asm__(
     "    ldr r8, [sp, #28]\n"
     "    cmp r12, r8\n"
     "    bne 2b\n"
-    "    .balign 4\n"
-    "3:  ldrd r8, r9, [sp, #16]\n"
+    "    ldrd r8, r9, [sp, #16]\n"
     "    smmulr r0, r0, r8\n"
     "    smmulr r1, r1, r8\n"
     "    smmulr r2, r2, r8\n"
@@ -148,43 +144,42 @@ __asm__(
     "    .size \\name, . - \\name\n"
     "    .popsection\n"
     ".endm\n"
-    "    ecg_gemm ecg_gemm_dsp, 16, 44\n"
-    "    ecg_gemm ecg_gemm_dsp8, 8, 52\n");
+    "    ecg_gemm ecg_gemm_dsp, 16\n"
+    "    ecg_gemm ecg_gemm_dsp8, 8\n");
 
 #else
 
-static void twin(const uint32_t *x, const uint32_t *end, const uint32_t *weight, int bits, const ecg_scale *scale,
-                 const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu)
+static void twin(const product *p, int8_t *out, int bits)
 {
-    for (; scale != last; scale += 2, out += 2 * pitch) {
+    const uint32_t *weight = p->weight, relu = p->relu ? ECG_RELU : 0;
+
+    for (const ecg_scale *scale = p->scale; scale != p->last; scale += 2, out += 2 * p->pitch) {
         int32_t acc[8];
 
         for (int i = 0; i < 8; i++)
             acc[i] = scale[i / 4].bias;
-        for (const uint32_t *step = x; step != end; step += 4) {
-            uint32_t a = bits == 8 ? ecg_even(weight[0]) : weight[0], b = bits == 8 ? ecg_odd(weight[0]) : weight[1];
+        for (const uint32_t *step = p->x; step != p->end; step += 4, weight += bits / 8) {
+            const uint32_t a = bits == 8 ? ecg_even(weight[0]) : weight[0];
+            const uint32_t b = bits == 8 ? ecg_odd(weight[0]) : weight[1];
 
-            weight += bits / 8;
             for (int i = 0; i < 4; i++) {
                 acc[i] = ecg_smlad(step[i], a, acc[i]);
                 acc[4 + i] = ecg_smlad(step[i], b, acc[4 + i]);
             }
         }
-        ecg_store4(out + pitch, ecg_requantize4(acc[4], acc[5], acc[6], acc[7], scale[1].mul, relu ? ECG_RELU : 0));
-        ecg_store4(out, ecg_requantize4(acc[0], acc[1], acc[2], acc[3], scale[0].mul, relu ? ECG_RELU : 0));
+        ecg_store4(out + p->pitch, ecg_requantize4(acc[4], acc[5], acc[6], acc[7], scale[1].mul, relu));
+        ecg_store4(out, ecg_requantize4(acc[0], acc[1], acc[2], acc[3], scale[0].mul, relu));
     }
 }
 
-static void ecg_gemm_dsp(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
-                         const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu)
+static void ecg_gemm_dsp(const product *p, int8_t *out)
 {
-    twin(x, end, weight, 16, scale, last, out, pitch, relu);
+    twin(p, out, 16);
 }
 
-static void ecg_gemm_dsp8(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
-                          const ecg_scale *last, int8_t *out, int32_t pitch, int32_t relu)
+static void ecg_gemm_dsp8(const product *p, int8_t *out)
 {
-    twin(x, end, weight, 8, scale, last, out, pitch, relu);
+    twin(p, out, 8);
 }
 
 #endif
@@ -219,7 +214,7 @@ static inline void step(uint32_t *to, uint32_t a, uint32_t b)
 }
 
 /* A step is a pair of channels under one tap. Of an odd depth the last channel stands with itself, the weight is 0. */
-static uint32_t *expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
+static void expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
     const int32_t stride = f->stride, rows = f->rows;
 
@@ -249,7 +244,6 @@ static uint32_t *expand_channels(const field *f, const int8_t *row, int32_t at, 
             to += 4;
         }
     }
-    return to;
 }
 
 /* one column of two steps, four taps each */
@@ -260,7 +254,7 @@ static inline void taps(uint32_t *to, uint32_t codes)
 }
 
 /* Two steps are four taps of one channel, (0, 2) and (1, 3). A last step that is all padding has no weights. */
-static uint32_t *expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
+static void expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
     const int32_t stride = f->stride;
     const int inside = at >= 0 && at + 3 * stride + ((f->kernel + 3) & ~3) <= f->columns;
@@ -279,68 +273,85 @@ static uint32_t *expand_taps(const field *f, const int8_t *row, int32_t at, uint
         if (f->kernel % 4 == 1)
             to -= 4;
     }
-    return to;
 }
 
-/* all columns of one lead of a group */
-static void convolve(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, int32_t group, int32_t lead,
-                     const uint32_t *weight, uint32_t *x, gemm *multiply, int32_t words)
+/* what the two kernels differ in: words of weights and bytes of code for each step */
+typedef struct {
+    multiply *run;
+    int32_t words, bytes;
+} form;
+
+/* Fewer columns than four: two channels at a time, by way of a copy. */
+static void few(product p, const form *by, int32_t share, int8_t *to, int32_t pitch, int32_t count)
 {
-    const int32_t depth = l->in / l->groups, share = l->out / l->groups;
-    const field f = {l->leads * in->pitch, in->end - in->first, depth, l->kernel, l->stride};
-    const int8_t *row = in->data + (group * depth * l->leads + lead) * in->pitch;
-    const ecg_scale *scale = l->scale + group * share;
-    const int32_t pitch = l->leads * out->pitch, even = share & ~1;
-    int8_t *to = out->data + (group * share * l->leads + lead) * out->pitch;
-    const int by_taps = depth * ((l->kernel + 3) / 4 + (l->kernel + 2) / 4) < (depth + 1) / 2 * l->kernel;
+    const int32_t weights = (int32_t)(p.end - p.x) / 4 * by->words;
 
-    for (int32_t t = 0, count = out->end - out->first; t < count; t += 4) {
-        if (t > count - 4 && count >= 4)
-            t = count - 4;              /* some columns are computed again, to the same codes */
-        int32_t at = (out->first + t) * l->stride - l->pad - in->first;
-        const uint32_t *end = by_taps ? expand_taps(&f, row, at, x) : expand_channels(&f, row, at, x);
-        const int32_t pair = (int32_t)(end - x) / 4 * words;
+    p.pitch = 4;
+    for (int32_t o = 0; o < share; o += 2, p.scale += 2, p.weight += weights) {
+        int8_t codes[8];
 
-        if (count >= 4) {
-            if (even)
-                multiply(x, end, weight, scale, scale + even, to + t, pitch, l->relu);
-            if (even < share)
-                multiply(x, end, weight + even / 2 * pair, scale + even, scale + even + 2, to + t + even * pitch, 0,
-                         l->relu);
-            continue;
+        p.last = p.scale + 2;
+        by->run(&p, codes);
+        for (int32_t i = 0; i < count; i++) {
+            to[o * pitch + i] = codes[i];
+            if (o + 1 < share)
+                to[(o + 1) * pitch + i] = codes[4 + i];
         }
-        for (int32_t o = 0; o < share; o += 2) {
-            int8_t codes[8];
+    }
+}
 
-            multiply(x, end, weight + o / 2 * pair, scale + o, scale + o + 2, codes, 4, l->relu);
-            for (int32_t i = 0; i < count; i++) {
-                to[o * pitch + i] = codes[i];
-                if (o + 1 < share)
-                    to[(o + 1) * pitch + i] = codes[4 + i];
+static void conv(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, uint32_t *x, const form *by)
+{
+    const int32_t depth = l->in / l->groups, share = l->out / l->groups, even = share & ~1;
+    const field f = {l->leads * in->pitch, in->end - in->first, depth, l->kernel, l->stride};
+    const int32_t taps = depth * ((f.kernel + 3) / 4 + (f.kernel + 2) / 4), channels = (depth + 1) / 2 * f.kernel;
+    const int32_t steps = taps < channels ? taps : channels, count = out->end - out->first;
+    const int32_t pitch = l->leads * out->pitch, start = out->first * f.stride - l->pad - in->first;
+    const uint32_t *weight = l->weight;
+    const ecg_scale *scale = l->scale;
+
+    for (int32_t group = 0; group < l->groups; group++, scale += share) {
+        const product p = {scale, scale + even, pitch, weight, x, x + 4 * steps, ENTER(steps, by->bytes), l->relu};
+        const product last = {p.last, p.last + 2, 0, weight + even / 2 * steps * by->words, x, p.end, p.enter, p.relu};
+
+        weight += (share + 1) / 2 * steps * by->words;
+        for (int32_t lead = 0; lead < l->leads; lead++) {
+            const int8_t *row = in->data + (group * depth * l->leads + lead) * in->pitch;
+            int8_t *to = out->data + (group * share * l->leads + lead) * out->pitch;
+
+            for (int32_t t = 0; t < count; t += 4) {
+                if (t > count - 4 && count >= 4)
+                    t = count - 4;          /* some columns are computed again, to the same codes */
+                if (taps < channels)
+                    expand_taps(&f, row, start + t * f.stride, x);
+                else
+                    expand_channels(&f, row, start + t * f.stride, x);
+                if (count < 4) {
+                    few(p, by, share, to, pitch, count);
+                    continue;
+                }
+                if (even)
+                    by->run(&p, to + t);
+                if (even < share)
+                    by->run(&last, to + even * pitch + t);
             }
         }
     }
 }
 
-static void conv(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, void *scratch, gemm *multiply,
-                 int32_t words)
-{
-    const int32_t depth = l->in / l->groups, share = l->out / l->groups;
-    const int32_t taps = depth * ((l->kernel + 3) / 4 + (l->kernel + 2) / 4), channels = (depth + 1) / 2 * l->kernel;
-    const int32_t steps = taps < channels ? taps : channels;
-    const uint32_t *weight = l->weight;
-
-    for (int32_t group = 0; group < l->groups; group++, weight += (share + 1) / 2 * steps * words)
-        for (int32_t lead = 0; lead < l->leads; lead++)
-            convolve(l, in, out, group, lead, weight, scratch, multiply, words);
-}
-
+/* layer: ecg_conv_layer. weight: for each group, each two channels of it and each step as above, in the order of the
+ * expansion that has fewer steps, by channels if both have as many; a channel's shift is in its weights and bias.
+ * Scales: one more than channels where a group has an odd number of them. Scratch as targets/pack_conv.py has it. */
 void ecg_conv_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
-    conv(layer, in, out, scratch, ecg_gemm_dsp, 2);
+    static const form by = {ecg_gemm_dsp, 2, 44};
+
+    conv(layer, in, out, scratch, &by);
 }
 
 void ecg_conv_dsp8(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
-    conv(layer, in, out, scratch, ecg_gemm_dsp8, 1);
+    static const form by = {ecg_gemm_dsp8, 1, 52};
+
+    conv(layer, in, out, scratch, &by);
 }
