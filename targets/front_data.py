@@ -20,7 +20,7 @@ from train.say import ManifestError, UserError
 # Version 1 of the arithmetic; targets/c/ecg_front.h has the same numbers
 FIXED = {"ECG_FRONT_CLAMP_UV": 1 << 20, "ECG_FRONT_CLIP_UV": frontend.CLIP_UV, "ECG_FRONT_GUARD": 8,
          "ECG_FRONT_Q": 28, "ECG_RATE_Q": resample.BITS}
-_TAPS = 1 << 16         # what the magnitudes of a phase's taps stay below
+_TAPS = 1 << 19         # what the magnitudes of a phase's taps stay below
 
 
 def front_spec(manifest: Manifest) -> Layer:

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Runs the C front end and the detector with its features on what tests/cfront.py writes to stdin; answers on stdout.
- * Every block of memory has exactly the size that was asked for, so that a sanitizer sees a step beyond it. */
+ * Runs the C front end and the detector with its features on what tests/cfront.py writes to stdin;
+ * answers on stdout. Every block of memory has exactly the size that was asked for, so that a sanitizer
+ * sees a step beyond it. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -32,16 +33,17 @@ static void answer(const void *data, size_t bytes)
     fwrite(data, 1, bytes, stdout);
 }
 
-/* fs, settle, uv_per_lsb, sections, leads, up, down, taps, frames, chunks, room, 0; sections; taps; chunks (frames, and
- * 1 for a reset before them); frames -> for each chunk the frames made, settle left behind it; all frames; codes */
+/* fs, settle, uv_per_lsb, sections, leads, up, down, taps, frames, chunks, room, 0; sections; taps;
+ * chunks (frames, and 1 for a reset before them); frames -> for each chunk the frames made, settle left
+ * behind it; all frames; codes */
 static void front(void)
 {
     int32_t *head = wanted(12 * 4), n = head[8], chunks = head[9], room = head[10], leads = head[4];
     int32_t *sections = wanted((size_t)head[3] * 5 * 4);
     int16_t *table = wanted((size_t)head[5] * (size_t)head[7] * 2);
     int32_t *chunk = wanted((size_t)chunks * 8), *uv = wanted((size_t)n * (size_t)leads * 4);
-    ecg_front_spec spec = {sections, (uint16_t)head[0], (uint16_t)head[1], (uint16_t)head[2], (uint8_t)head[3],
-                           (uint8_t)leads};
+    ecg_front_spec spec = {sections, (uint16_t)head[0], (uint16_t)head[1], (uint16_t)head[2],
+                           (uint8_t)head[3], (uint8_t)leads};
     ecg_rate rate = {table, (uint32_t)head[6], (uint16_t)head[5], (uint16_t)head[7]};
     uint32_t bytes = ecg_front_memory(&spec, &rate), used = 0, size = 1 << 12;
     int16_t *all = block(size * 2), *out = block((size_t)room * (size_t)leads * 2);

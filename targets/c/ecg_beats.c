@@ -5,7 +5,7 @@
 
 enum { SHORT = 16, LONG = 64, LONGEST_S = 10 };     /* intervals of context; seconds of an interval at most */
 enum { GUARD = 4, LIKE = 14, PATIENCE = 12, FLOOR_UV = 8 };                     /* of the template */
-enum { NEXT_SHORT = 1, NEXT_LONG = 3, NEXT_PREVIOUS = 5 };                      /* columns that wait for the next beat */
+enum { NEXT_SHORT = 1, NEXT_LONG = 3, NEXT_PREVIOUS = 5 };      /* columns that need the next beat */
 
 static void measure(ecg_beats *b, uint32_t fs)
 {
@@ -56,7 +56,8 @@ static uint32_t interval(const ecg_beats *b, uint32_t ago)
     return b->intervals[(b->newest - ago) % LONG];
 }
 
-/* The upper of the middle two among the last `count` intervals: the smallest value that more than half are not above. */
+/* The upper of the middle two among the last `count` intervals: the smallest value that more than half
+ * are not above. */
 static uint16_t median(const ecg_beats *b, uint32_t count)
 {
     uint32_t low = 1, high = (uint32_t)LONGEST_S * b->fs;
@@ -112,7 +113,8 @@ static int32_t template_at(const ecg_beats *b, int32_t i)
     return (b->mean[i] + (1 << (GUARD - 1))) >> GUARD;
 }
 
-/* Sum of |beat - template| from one place of the template to another; `start` is how far back in h its first place is. */
+/* Sum of |beat - template| from one place of the template to another; `start` is how far back in h its
+ * first place is. */
 static int32_t distance(const ecg_beats *b, const ecg_history *h, int32_t start, int32_t from, int32_t to)
 {
     int32_t sum = 0;
@@ -122,7 +124,8 @@ static int32_t distance(const ecg_beats *b, const ecg_history *h, int32_t start,
     return sum;
 }
 
-/* The beat's place (of the template's first sample, as samples back) where its complex lies best on the template. */
+/* The beat's place (of the template's first sample, as samples back) where its complex lies best on the
+ * template. */
 static int32_t aligned(const ecg_beats *b, const ecg_history *h, int32_t back, int32_t *least)
 {
     int32_t length = b->before + b->after, best = 0;
@@ -139,16 +142,17 @@ static int32_t aligned(const ecg_beats *b, const ecg_history *h, int32_t back, i
 }
 
 /* The five columns; `row` points at them. */
-static void template_features(const ecg_beats *b, const ecg_history *h, int32_t start, int32_t least, int8_t *row)
+static void template_features(const ecg_beats *b, const ecg_history *h, int32_t start, int32_t least,
+                              int8_t *row)
 {
-    int32_t length = b->before + b->after, size_w, size_t_;
+    int32_t length = b->before + b->after, of_w, of_t;
     int64_t dot = 0, norm = 0, gain, rest = 0;
 
-    size_w = size_t_ = FLOOR_UV * (length - b->qrs);
+    of_w = of_t = FLOOR_UV * (length - b->qrs);
     for (int32_t i = b->qrs; i < length; i++) {
         int32_t w = ecg_history_at(h, start - i), t = template_at(b, i);
-        size_w += ecg_abs(w);
-        size_t_ += ecg_abs(t);
+        of_w += ecg_abs(w);
+        of_t += ecg_abs(t);
         dot += (int64_t)w * t;
         norm += (int64_t)t * t;
     }
@@ -157,11 +161,11 @@ static void template_features(const ecg_beats *b, const ecg_history *h, int32_t 
         int64_t left = 256 * (int64_t)ecg_history_at(h, start - i) - gain * template_at(b, i);
         rest += left < 0 ? -left : left;
     }
-    row[0] = ecg_code(32 * least / size_t_);
-    row[1] = ecg_code(32 * rest / (256 * (int64_t)size_w));
+    row[0] = ecg_code(32 * least / of_t);
+    row[1] = ecg_code(32 * rest / (256 * (int64_t)of_w));
     row[2] = ecg_code((gain >> 3) - 32);
-    row[3] = ecg_code(32 * size_w / size_t_ - 32);
-    row[4] = ecg_code(32 * distance(b, h, start, 0, b->qrs) / size_t_);
+    row[3] = ecg_code(32 * of_w / of_t - 32);
+    row[4] = ecg_code(32 * distance(b, h, start, 0, b->qrs) / of_t);
 }
 
 /* A beat like the template moves it; after 12 in a row that are not, the last one replaces it. */
@@ -208,7 +212,7 @@ int ecg_beats_push(ecg_beats *b, const ecg_history *h, int32_t back, uint32_t r,
     }
     if (b->seen == 1)
         for (uint32_t i = 0; i < LONG; i++)
-            b->intervals[i] = (uint16_t)previous;       /* before the first interval there were only ones like it */
+            b->intervals[i] = (uint16_t)previous;       /* before the first one: all like it */
     if (b->seen)
         rr_features(b, previous);
     compare(b, h, back);

@@ -49,26 +49,31 @@ void ecg_front_put(ecg_front *f, const int32_t *uv)
     f->missing--;
 }
 
-/* One output of the resampler, from the ring of one lead. */
+/* One output of the resampler, from the ring of one lead. Inputs of 21 bits in two parts keep the sums
+ * within 32 bits, since the magnitudes of the taps sum to less than 2^19. */
 static int32_t resampled(const ecg_front *f, const int32_t *ring)
 {
-    const int32_t taps = f->rate->taps, newest = f->newest;
+    enum { LOW = 11 };
+    const int32_t newest = f->newest;
     const int16_t *tap = f->rate->table + (uint32_t)f->phase * f->rate->taps;
-    int64_t sum = 1 << (ECG_RATE_Q - 1);
-    int32_t i;
+    int32_t high = 0, low = 1 << (ECG_RATE_Q - 1), i;
 
     if (f->rate->up == f->rate->down)
         return ring[newest];
-    for (i = newest; i >= 0; i--)
-        sum += (int64_t)*tap++ * ring[i];
-    for (i = taps - 1; i > newest; i--)
-        sum += (int64_t)*tap++ * ring[i];
-    i = (int32_t)(sum >> ECG_RATE_Q);
+    for (i = newest; i >= 0; i--, tap++) {
+        high += *tap * (ring[i] >> LOW);
+        low += *tap * (ring[i] & ((1 << LOW) - 1));
+    }
+    for (i = f->rate->taps - 1; i > newest; i--, tap++) {
+        high += *tap * (ring[i] >> LOW);
+        low += *tap * (ring[i] & ((1 << LOW) - 1));
+    }
+    i = (high + (low >> LOW)) >> (ECG_RATE_Q - LOW);
     return ecg_max(ecg_min(i, ECG_FRONT_CLAMP_UV), -ECG_FRONT_CLAMP_UV);        /* a full step overshoots */
 }
 
-/* One sample through all sections. A section keeps x[n-1], x[n-2] and what the last shift cut off; its y[n-1] and
- * y[n-2] are the x of the next one, or the last two words. */
+/* One sample through all sections. A section keeps x[n-1], x[n-2] and what the last shift cut off; its
+ * y[n-1] and y[n-2] are the x of the next one, or the last two words. */
 static int32_t filtered(const ecg_front_spec *spec, int32_t *past, int32_t x)
 {
     const int32_t *c = spec->sections;
@@ -93,8 +98,8 @@ static int32_t filtered(const ecg_front_spec *spec, int32_t *past, int32_t x)
     return x;
 }
 
-/* The steady state of a signal that has always been `x`: the first section's input; behind it all is at rest, since a
- * high-pass comes first. */
+/* The steady state of a signal that has always been `x`: the first section's input; behind it all is at
+ * rest, since a high-pass comes first. */
 static void rest(const ecg_front_spec *spec, int32_t *past, int32_t x)
 {
     memset(past, 0, filter_words(spec) * sizeof *past);

@@ -27,17 +27,17 @@ extern "C" {
 #define ECG_FRONT_Q 28                  /* fractional bits of the sections' coefficients */
 #define ECG_RATE_Q 15                   /* fractional bits of the resampler's taps */
 
-/* A conversion of rates by up / down, a pure fraction. Output m is computed from the `taps` inputs up to number
- * m * down / up by the taps of phase m * down % up, the newest input first. up == down == 1: no conversion. The
- * magnitudes of a phase's taps sum to less than 2^16. */
+/* A conversion of rates by up / down, a pure fraction. Output m is computed from the `taps` inputs up to
+ * number m * down / up by the taps of phase m * down % up, the newest input first. up == down == 1: no
+ * conversion. The magnitudes of a phase's taps sum to less than 2^19. */
 typedef struct {
     const int16_t *table;               /* (up, taps) */
     uint32_t down;
     uint16_t up, taps;
 } ecg_rate;
 
-/* What the model's manifest says of the front end. No signal between the sections leaves int32 for inputs within the
- * clamp: targets/front_data.py has proven it. */
+/* What the model's manifest says of the front end. No signal between the sections leaves int32 for inputs
+ * within the clamp: targets/front_data.py has proven it. */
 typedef struct {
     const int32_t *sections;            /* (count, 5): b0, b1, b2, -a1, -a2 of each second-order section */
     uint16_t fs;                        /* the model's rate in Hz */
@@ -55,7 +55,7 @@ typedef struct {
     uint16_t phase;                     /* of the next output */
     uint16_t missing;                   /* inputs that the next output waits for */
     uint16_t whole, part;               /* down / up and the rest */
-    uint16_t settle;                    /* frames that are still to come before the first that is classified */
+    uint16_t settle;                    /* frames to come before the first that is classified */
     uint8_t input_seen, output_seen;
 } ecg_front;
 
@@ -74,8 +74,9 @@ void ecg_front_put(ecg_front *f, const int32_t *uv);
 /* 1 and the next frame of microvolts at the model's rate, when the inputs so far suffice for it; else 0. */
 int ecg_front_get(ecg_front *f, int16_t *uv);
 
-/* Many frames: reads at most n, writes at most `room`, both (frame, lead), and stops where one of them ends. Returns
- * the frames read; *made is the frames written. When *made == room there may be more to come without another input. */
+/* Many frames: reads at most n, writes at most `room`, both (frame, lead), and stops where one of them
+ * ends. Returns the frames read; *made is the frames written. When *made == room there may be more to
+ * come without another input. */
 int32_t ecg_front_push(ecg_front *f, const int32_t *uv, int32_t n, int16_t *out, int32_t room, int32_t *made);
 
 /* The nearest multiple of uv_per_lsb as a code, ties up. */

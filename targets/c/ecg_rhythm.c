@@ -76,15 +76,16 @@ static int32_t slope(const beat *b, int32_t place)
     return ecg_abs(sample(b, place) - sample(b, place - ms(b, 12)));
 }
 
-/* The last place before the complex: back from 12 ms before R, the first 20 ms of slopes that are all below a tenth of
- * the steepest end there; 28 to 112 ms before R. */
+/* The last place before the complex: back from 12 ms before R, the first 20 ms of slopes that are all
+ * below a tenth of the steepest end there; 28 to 112 ms before R. */
 static int32_t complex_start(const beat *b)
 {
-    int32_t r = b->s->back, quiet = ms(b, 20), rise = ms(b, 12), steepest = 0, calm = 0;
-    int32_t latest = r - rise - quiet + 1, earliest = r - ms(b, 140) + ms(b, 40) - quiet + 1, start = earliest;
+    int32_t r = b->s->back, quiet = ms(b, 20), rise = ms(b, 12), steepest = 0, calm = 0, start;
+    int32_t latest = r - rise - quiet + 1, earliest = r - ms(b, 140) + ms(b, 40) - quiet + 1;
 
     for (int32_t i = r - ms(b, 140); i < r + ms(b, 60); i++)
         steepest = ecg_max(steepest, slope(b, i));
+    start = earliest;
     for (int32_t i = latest + quiet - 1; i > earliest; i--) {
         calm = 10 * slope(b, i) < steepest ? calm + 1 : 0;
         if (calm == quiet) {
@@ -125,7 +126,8 @@ static int32_t usual(const beat *b, int32_t place)
     return b->s->mean[place] >> GUARD;
 }
 
-/* How high a curve rises at a place above the chord from 56 ms before it to 56 ms behind it, or to the complex. */
+/* How high a curve rises at a place above the chord from 56 ms before it to 56 ms behind it, or to the
+ * complex. */
 static int32_t bump(const beat *b, int32_t curve(const beat *, int32_t), int32_t place)
 {
     int32_t reach = ms(b, 56), right = ecg_min(place + reach, b->limit), left = ecg_max(place - reach, 0);
@@ -135,8 +137,8 @@ static int32_t bump(const beat *b, int32_t curve(const beat *, int32_t), int32_t
                          reach + ahead);
 }
 
-/* The place of the P wave: the highest bump, or the lowest where it is more than 1.5 times as deep; 0 where there is
- * none. *sign is -1 for the lowest. */
+/* The place of the P wave: the highest bump, or the lowest where it is more than 1.5 times as deep; 0
+ * where there is none. *sign is -1 for the lowest. */
 static int32_t strongest(const beat *b, int32_t *sign)
 {
     int32_t up = 0, down = 0, up_at = 0, down_at = 0;
@@ -184,7 +186,8 @@ static int32_t foot(const beat *b, int32_t start, int32_t stop, int32_t sign)
 
 /* ---- a beat */
 
-/* The mean of the sums before R moves by 1/2, 1/4, 1/4 and from then on 1/8 of the difference; the first beat sets it. */
+/* The mean of the sums before R moves by 1/2, 1/4, 1/4 and from then on 1/8 of the difference; the first
+ * beat sets it. */
 static void move_mean(ecg_rhythm *s, const beat *b)
 {
     static const uint8_t shifts[5] = {0, 1, 2, 2, 3};
@@ -208,7 +211,8 @@ static wave delineate(const beat *b)
     height = sign * bump(b, own, at);
     mean = usual_bump(b, at, sign);
     p.usual = ecg_floor_div(sign * mean, sum);
-    if (height < ecg_max(FLOOR_UV * sum, limit) || mean < ecg_max(MEAN_FLOOR_UV * sum, limit) || 3 * mean < height)
+    if (height < ecg_max(FLOOR_UV * sum, limit) || mean < ecg_max(MEAN_FLOOR_UV * sum, limit)
+        || 3 * mean < height)
         return p;
     p.peak = at;
     p.height = ecg_floor_div(sign * height, sum);

@@ -33,7 +33,7 @@ uint32_t ecg_rpeak_history(uint32_t fs)
 {
     ecg_rpeak d;
     measure(&d, fs);
-    return d.after + d.delay + d.near + d.steep + 1u;
+    return (uint32_t)d.after + d.delay + d.near + d.steep + 1u;
 }
 
 uint32_t ecg_rpeak_latency(uint32_t fs)
@@ -96,8 +96,8 @@ static int highest(const ecg_rpeak *d)
     return 1;
 }
 
-/* Height of the candidate whose time to be exceeded is over with the feature `now`, or 0. Two candidates can wait at
- * once: `before` < their distance <= `after` < 2 * before. */
+/* Height of the candidate whose time to be exceeded is over with the feature `now`, or 0. Two candidates
+ * can wait at once: `before` < their distance <= `after` < 2 * before. */
 static int32_t survivor(ecg_rpeak *d)
 {
     int32_t height = 0;
@@ -205,8 +205,8 @@ static int judge(ecg_rpeak *d, int32_t height, int plausible)
     return 0;
 }
 
-/* How far behind R the newest sample is: R is the highest sample within 40 ms of the centre, or the centre itself where
- * the complex is more than 2.5 times deeper than it is high. */
+/* How far behind R the newest sample is: R is the highest sample within 40 ms of the centre, or the
+ * centre itself where the complex is more than 2.5 times deeper than it is high. */
 static int32_t behind_r(const ecg_rpeak *d, const ecg_history *h)
 {
     int32_t centre = d->after + d->delay, highest_at = 0, highest_x = INT32_MIN, lowest_x = INT32_MAX;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The R-peak detector: one lead of the front end's output, 100 to 500 Hz. train/rpeak.py says what it looks for and
- * defines every decision. A beat is decided within 300 ms of its R peak and never revised.
+ * The R-peak detector: one lead of the front end's output, 100 to 500 Hz. train/rpeak.py says what it
+ * looks for and defines every decision. A beat is decided within 300 ms of its R peak and never revised.
  *
  *     ecg_history_put(&history, x);
  *     back = ecg_rpeak_push(&detector, &history);
@@ -31,7 +31,7 @@ typedef struct {
     int32_t level, noise, last_height, last_slope;
     int32_t heights[8];                 /* of the last beats, oldest first */
     uint32_t seen;                      /* samples since the start, as far as it matters */
-    uint32_t gap;                       /* samples from the last beat's candidate to the one decided now, likewise */
+    uint32_t gap;                       /* from the last beat's candidate to the one decided now, likewise */
     uint16_t intervals[8];              /* of the last beats, oldest first */
     uint16_t age[2];                    /* samples since the candidates of `height`; 0: none */
     uint16_t newest;                    /* place in the ring */
@@ -54,8 +54,8 @@ void ecg_rpeak_init(ecg_rpeak *d, uint32_t fs, void *memory);
 /* As at a gap: the level is learnt anew. The history must be reset too. */
 void ecg_rpeak_reset(ecg_rpeak *d);
 
-/* The newest sample of h, once for every sample. Returns how many samples before it an R peak lies that has just been
- * decided, 0 .. latency, or -1. */
+/* The newest sample of h, once for every sample. Returns how many samples before it an R peak lies that
+ * has just been decided, 0 .. latency, or -1. */
 int32_t ecg_rpeak_push(ecg_rpeak *d, const ecg_history *h);
 
 #ifdef __cplusplus

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the detector, the beat features and the rhythm features share: the last samples of the lead that they look at,
- * and division. One history serves them all: as long as the longest that one of them asks for. */
+ * What the detector, the beat features and the rhythm features share: the last samples of the lead that
+ * they look at, and division. One history serves them all: as long as the longest that one of them asks
+ * for. */
 #ifndef ECG_SIGNAL_H
 #define ECG_SIGNAL_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* A ring of the front end's output, int16 microvolts of one lead; the caller owns `data`. Before the start: rest. */
+/* A ring of the front end's output, int16 microvolts of one lead; the caller owns `data`. Before the
+ * start: rest. */
 typedef struct {
     int16_t *data;
     uint16_t length, newest;
