@@ -29,7 +29,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from targets import toolchain
+from targets import target, toolchain
 from targets.toolchain import Image, Region
 from train.say import MissingError, UserError, choose
 
@@ -49,15 +49,14 @@ class Machine:
     hz: int
 
 
-def _mps2(name: str, core: str) -> Machine:
-    return Machine(name, core, Region(0, 4 << 20), Region(0x2000_0000, 4 << 20), 25_000_000)
+def _machines() -> dict[str, Machine]:
+    """The machines of boards.toml by QEMU's name."""
+    boards = target.boards("mcu").values()
+    return {b["qemu"]: Machine(b["qemu"], b["core"], Region(b["flash_at"], b["flash"]), Region(b["ram_at"], b["ram"]),
+                               b["mhz"] * 1_000_000) for b in boards if "qemu" in b}
 
 
-MACHINES = {m.name: m for m in (
-    _mps2("mps2-an385", "m3"), _mps2("mps2-an386", "m4"), _mps2("mps2-an500", "m7"),
-    Machine("mps2-an505", "m33", Region(0x1000_0000, 4 << 20), Region(0x3800_0000, 4 << 20), 20_000_000),
-    Machine("mps3-an547", "m55", Region(0x1000_0000, 512 << 10), Region(0x3100_0000, 4 << 20), 32_000_000),
-    Machine("netduinoplus2", "m4", Region(0x0800_0000, 1 << 20), Region(0x2000_0000, 128 << 10), 168_000_000))}
+MACHINES = _machines()
 OF_CORE = {"m0plus": "mps2-an385", "m3": "mps2-an385", "m4": "mps2-an386", "m7": "mps2-an500", "m33": "mps2-an505",
            "m55": "mps3-an547"}
 
@@ -154,7 +153,7 @@ def count(elf: Path, on: Machine, *, seconds: float = SECONDS, words: str = "") 
 def read_counts(text: str, image: Image) -> dict[str, Counts]:
     """What counting/plugin.c wrote, with names in place of addresses."""
     found: dict[str, Counts] = {}
-    starts = {s.address + i: name for name, s in image.functions().items() for i in range(0, s.size, 2)}
+    starts = {s.address + i: name for name, s in image.code for i in range(0, s.size, 2)}
     region = None
     for line in text.splitlines():
         first, *rest = line.split()

@@ -49,8 +49,9 @@ class Compiler:
 
     def version(self) -> str:
         """The first line of --version."""
-        return run([self.command[0], *(("-m", "ziglang", "version") if self.name == "zig" else ("--version",))]
-                   ).splitlines()[0]
+        if self.name == "zig":
+            return f"zig {run([*self.command[:3], 'version']).strip()}"
+        return run([self.command[0], "--version"]).splitlines()[0]
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,10 @@ class Image:
     def __init__(self, path: Path):
         need("elftools", "mcu")
         from elftools.elf.elffile import ELFFile
-        self.sections, self.symbols, self._loaded = {}, {}, []
+        self.sections: dict[str, Region] = {}
+        self.symbols: dict[str, Symbol] = {}            # of several with one name (static functions) the last
+        self.code: list[tuple[str, Symbol]] = []        # all functions
+        self._loaded: list[tuple[int, bytes]] = []
         with open(path, "rb") as file:
             elf = ELFFile(file)
             names = [s.name for s in elf.iter_sections()]
@@ -227,8 +231,10 @@ class Image:
                 at, kind = symbol["st_shndx"], symbol["st_info"]["type"]
                 if symbol.name and isinstance(at, int) and kind in ("STT_FUNC", "STT_OBJECT", "STT_NOTYPE"):
                     function = kind == "STT_FUNC"
-                    self.symbols[symbol.name] = Symbol(symbol["st_value"] & ~int(function), symbol["st_size"],
-                                                       names[at], function)
+                    found = Symbol(symbol["st_value"] & ~int(function), symbol["st_size"], names[at], function)
+                    self.symbols[symbol.name] = found
+                    if function:
+                        self.code.append((symbol.name, found))
 
     @property
     def flash(self) -> int:
@@ -243,10 +249,6 @@ class Image:
     def size(self, section: str) -> int:
         """Bytes of a section, 0 when it is not there."""
         return self.sections[section].length if section in self.sections else 0
-
-    def functions(self) -> dict[str, Symbol]:
-        """Code by name."""
-        return {name: s for name, s in self.symbols.items() if s.function}
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes that the file puts at an address; fewer than `size` at the end of a section."""

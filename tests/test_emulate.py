@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from targets import emulate, toolchain
+from targets import emulate, target, toolchain
 from targets.toolchain import Region
 from train.say import MissingError, UserError
 
 HEAD = '#include "ecg_boot.h"\n#include "ecg_semihost.h"\n'
+BOARDS = target.boards("mcu")
 SPIN = """
 __attribute__((naked, noinline)) void spin(uint32_t n)
 {
@@ -75,6 +76,26 @@ def test_every_machine_has_the_memories_that_are_written_down(tmp_path, name):
     assert emulate.run(elf, on).code == 0
 
 
+@pytest.mark.parametrize("name", BOARDS)
+def test_an_image_links_for_every_board_into_its_memories(tmp_path, name):
+    board = BOARDS[name]
+    flash, ram = Region(board["flash_at"], board["flash"]), Region(board["ram_at"], board["ram"])
+    need(board["core"])
+    source = tmp_path / "main.c"
+    source.write_text("static volatile int x = 3, y; int main(void) { return x + y; }")
+    elf = toolchain.image(board["core"], [source], tmp_path / "board.elf", flash, ram)
+    sections = toolchain.Image(elf).sections
+    assert sections[".vectors"].origin == flash.origin and sections[".stack"].origin == ram.origin
+    assert 1 <= board["mhz"] <= 1000 and board.get("qemu", on_board(board)) == on_board(board)
+    assert ("ma_per_mhz" in board) == ("volt" in board)
+
+
+def on_board(board: dict) -> str | None:
+    """The emulated machine of a board, which has its core."""
+    found = emulate.MACHINES.get(board.get("qemu"))
+    return found.name if found and found.core == board["core"] else None
+
+
 def test_words_and_files_reach_the_image(tmp_path):
     data = tmp_path / "some, data"
     data.write_bytes(bytes(range(256)) * 40)
@@ -102,7 +123,7 @@ def test_a_fault_ends_the_run_and_says_where_it_was(tmp_path, core):
     int main(void) { bad(); ecg_exit(0); }"""
     elf = image(tmp_path, core, text)
     done = emulate.run(elf, emulate.machine(core))
-    bad = toolchain.Image(elf).functions()["bad"]
+    bad = toolchain.Image(elf).symbols["bad"]
     assert done.code == 70 and done.text.startswith("fault at ")
     assert bad.address <= int(done.text.split()[2], 16) < bad.address + bad.size
 
