@@ -5,6 +5,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from compress import reference
 from compress.graph import Graph, Node, Tensor, macs
@@ -115,6 +117,22 @@ def test_columns_in_the_middle_of_a_signal_equal_those_of_the_whole(core, shape,
     got = ckernels.call(ckernels.build(*SOURCES), pack.layer(graph, n, core), [part], shape, first=start,
                         out_first=cut, pad_pitch=1, offset=3)
     np.testing.assert_array_equal(got, want[:, :, cut:cut + shape[2]])
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_convolution_equals_the_reference(data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+    groups, depth, share = draw(1, 4), data.draw(st.sampled_from([1, 1, 2, 3, 5])), draw(1, 5)
+    kernel, stride = draw(1, 19), draw(1, 5)
+    left, right, time = draw(0, kernel), draw(0, kernel), draw(1, 90)
+    assume(time + left + right >= kernel)
+    graph = conv_graph(draw(0, 99), groups * depth, groups * share, draw(1, 2), time, kernel, stride, left, right,
+                       groups, relu=data.draw(st.booleans()), extreme=data.draw(st.booleans()))
+    for core in CORES.values():
+        if pack.layer(graph, graph.nodes[0], core).struct == "ecg_conv_layer":
+            check(graph, core, codes(graph, 3), pad_pitch=draw(0, 3), offset=draw(0, 3))
 
 
 @pytest.mark.parametrize("features,out", [(1, 1), (2, 3), (3, 4), (64, 64), (37, 5), (130, 7), (5, 1), (8, 2), (11, 9)])

@@ -184,6 +184,9 @@ static void ecg_gemm_dsp8(const product *p, int8_t *out)
 
 #endif
 
+/* Not inlined: each of these loops needs all registers for itself. */
+#define APART static __attribute__((noinline))
+
 /* What four columns see of one lead of a group. */
 typedef struct {
     int32_t rows;               /* bytes from a channel to the next */
@@ -192,7 +195,7 @@ typedef struct {
 } field;
 
 /* Codes of the columns at, at + step, ... of a row, padding outside of it. */
-static uint32_t gather(const int8_t *row, int32_t columns, int32_t at, int32_t step)
+APART uint32_t gather(const int8_t *row, int32_t columns, int32_t at, int32_t step)
 {
     uint32_t codes = 0;
 
@@ -202,75 +205,85 @@ static uint32_t gather(const int8_t *row, int32_t columns, int32_t at, int32_t s
     return codes;
 }
 
-/* four columns of two channels, from the pairs of columns (0, 2) and (1, 3) of either */
-static inline void step(uint32_t *to, uint32_t a, uint32_t b)
+/* four pairs in order; returns where the next ones go */
+static inline uint32_t *put4(uint32_t *to, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+#if ECG_THUMB_DSP
+    __asm__ volatile("strd %1, %2, [%0], #8\n\tstrd %3, %4, [%0], #8"
+                     : "+r"(to) : "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+    return to;
+#else
+    to[0] = a;
+    to[1] = b;
+    to[2] = c;
+    to[3] = d;
+    return to + 4;
+#endif
+}
+
+/* a step of two channels from four columns of either */
+static inline uint32_t *put_step(uint32_t *to, uint32_t a, uint32_t b)
 {
     const uint32_t a02 = ecg_even(a), a13 = ecg_odd(a), b02 = ecg_even(b), b13 = ecg_odd(b);
 
-    to[0] = ecg_firsts(a02, b02);
-    to[1] = ecg_firsts(a13, b13);
-    to[2] = ecg_seconds(a02, b02);
-    to[3] = ecg_seconds(a13, b13);
+    return put4(to, ecg_firsts(a02, b02), ecg_firsts(a13, b13), ecg_seconds(a02, b02), ecg_seconds(a13, b13));
 }
 
 /* A step is a pair of channels under one tap. Of an odd depth the last channel stands with itself, the weight is 0. */
-static void expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
+APART void expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
-    const int32_t stride = f->stride, rows = f->rows;
+    const int32_t rows = f->rows, s = f->stride;
 
     for (int32_t tap = 0; tap < f->kernel; tap++, at++) {
-        const int inside = at >= 0 && at + 3 * stride < f->columns;
+        const int inside = at >= 0 && at + 3 * s < f->columns;
         const int8_t *a = inside ? row + at : row, *last = a + (f->depth - 1) * rows;
 
-        if (inside && stride == 1)
-            for (; a < last; a += 2 * rows, to += 4)
-                step(to, ecg_load4(a), ecg_load4(a + rows));
+        if (inside && s == 1)
+            for (; a < last; a += 2 * rows)
+                to = put_step(to, ecg_load4(a), ecg_load4(a + rows));
         else if (inside)
-            for (; a < last; a += 2 * rows, to += 4) {
-                const int8_t *b = a + rows;
-
-                to[0] = ecg_firsts((uint32_t)a[0], (uint32_t)b[0]);
-                to[1] = ecg_firsts((uint32_t)a[stride], (uint32_t)b[stride]);
-                to[2] = ecg_firsts((uint32_t)a[2 * stride], (uint32_t)b[2 * stride]);
-                to[3] = ecg_firsts((uint32_t)a[3 * stride], (uint32_t)b[3 * stride]);
-            }
+            for (const int8_t *b = a + rows; a < last; a += 2 * rows, b += 2 * rows)
+                to = put4(to, ecg_firsts((uint32_t)a[0], (uint32_t)b[0]), ecg_firsts((uint32_t)a[s], (uint32_t)b[s]),
+                          ecg_firsts((uint32_t)a[2 * s], (uint32_t)b[2 * s]),
+                          ecg_firsts((uint32_t)a[3 * s], (uint32_t)b[3 * s]));
         else
-            for (; a < last; a += 2 * rows, to += 4)
-                step(to, gather(a, f->columns, at, stride), gather(a + rows, f->columns, at, stride));
+            for (; a < last; a += 2 * rows)
+                to = put_step(to, gather(a, f->columns, at, s), gather(a + rows, f->columns, at, s));
         if (a == last) {
-            const uint32_t codes = gather(row + (f->depth - 1) * rows, f->columns, at, stride);
+            const uint32_t codes = gather(row + (f->depth - 1) * rows, f->columns, at, s);
 
-            step(to, codes, codes);
-            to += 4;
+            to = put_step(to, codes, codes);
         }
     }
 }
 
-/* one column of two steps, four taps each */
-static inline void taps(uint32_t *to, uint32_t codes)
-{
-    to[0] = ecg_even(codes);
-    to[4] = ecg_odd(codes);
-}
-
 /* Two steps are four taps of one channel, (0, 2) and (1, 3). A last step that is all padding has no weights. */
-static void expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
+APART void expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
-    const int32_t stride = f->stride;
-    const int inside = at >= 0 && at + 3 * stride + ((f->kernel + 3) & ~3) <= f->columns;
+    const int32_t s = f->stride;
+    const int inside = at >= 0 && at + 3 * s + ((f->kernel + 3) & ~3) <= f->columns;
 
     for (int32_t c = 0; c < f->depth; c++, row += f->rows) {
-        for (int32_t tap = 0, x = at; tap < f->kernel; tap += 4, x += 4, to += 8)
+        const int8_t *x = inside ? row + at : row;
+
+        for (int32_t tap = 0; tap < f->kernel; tap += 4, x += 4) {
+            uint32_t p, q, r, t;
+
             if (inside) {
-                taps(to, ecg_load4(row + x));
-                taps(to + 1, ecg_load4(row + x + stride));
-                taps(to + 2, ecg_load4(row + x + 2 * stride));
-                taps(to + 3, ecg_load4(row + x + 3 * stride));
+                p = ecg_load4(x);
+                q = ecg_load4(x + s);
+                r = ecg_load4(x + 2 * s);
+                t = ecg_load4(x + 3 * s);
             } else {
-                for (int32_t i = 0; i < 4; i++)
-                    taps(to + i, gather(row, f->columns, x + i * stride, 1));
+                p = gather(row, f->columns, at + tap, 1);
+                q = gather(row, f->columns, at + tap + s, 1);
+                r = gather(row, f->columns, at + tap + 2 * s, 1);
+                t = gather(row, f->columns, at + tap + 3 * s, 1);
             }
-        if (f->kernel % 4 == 1)
+            to = put4(to, ecg_even(p), ecg_even(q), ecg_even(r), ecg_even(t));
+            to = put4(to, ecg_odd(p), ecg_odd(q), ecg_odd(r), ecg_odd(t));
+        }
+        if ((f->kernel & 3) == 1)
             to -= 4;
     }
 }
@@ -282,7 +295,7 @@ typedef struct {
 } form;
 
 /* Fewer columns than four: two channels at a time, by way of a copy. */
-static void few(product p, const form *by, int32_t share, int8_t *to, int32_t pitch, int32_t count)
+APART void few(product p, const form *by, int32_t share, int8_t *to, int32_t pitch, int32_t count)
 {
     const int32_t weights = (int32_t)(p.end - p.x) / 4 * by->words;
 

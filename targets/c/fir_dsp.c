@@ -273,11 +273,10 @@ static void run_copy(const fir *f, const uint32_t *weight, const ecg_scale *scal
         ecg_store4(f->copy + i, 0);
     for (i = high & ~3; i < bytes; i += 4)
         ecg_store4(f->copy + i, 0);
-    row += from;
     for (i = low; i + 4 <= high; i += 4)
-        ecg_store4(f->copy + i, ecg_load4(row + i));
+        ecg_store4(f->copy + i, ecg_load4(row + (from + i)));
     for (; i < high; i++)
-        f->copy[i] = row[i];
+        f->copy[i] = row[from + i];
     if (count < 4) {
         int8_t codes[4];
 
