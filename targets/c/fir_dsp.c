@@ -223,17 +223,15 @@ static void ecg_filter_dsp(const uint32_t *weight, const ecg_scale *scale, const
                            uint32_t relu, int32_t stride, int32_t words)
 {
     do {
-        int32_t acc[4];
+        int32_t acc[4] = {scale->bias, scale->bias, scale->bias, scale->bias};
 
-        for (int i = 0; i < 4; i++) {
-            acc[i] = scale->bias;
+        for (int i = 0; i < 4; i++)
             for (int32_t w = 0; w < words; w += 2) {
                 const uint32_t codes = ecg_load4(x + i * stride + 2 * w);
 
                 acc[i] = ecg_smlad(weight[w], ecg_even(codes), acc[i]);
                 acc[i] = ecg_smlad(weight[w + 1], ecg_odd(codes), acc[i]);
             }
-        }
         ecg_store4(to, ecg_requantize4(acc[0], acc[1], acc[2], acc[3], scale->mul, relu));
     } while (advance(&x, &to, last, stride));
 }
