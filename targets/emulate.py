@@ -20,11 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import shutil
-import signal
+import socket
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +83,7 @@ class Done:
 
 
 def command(elf: Path, on: Machine, *, words: str = "", serial: str = "none", extra=()) -> list[str]:
-    """The emulator's command line. words: what ecg_command_line() gives. serial: `none`, `pty`, or another of QEMU's
-    forms, of the first UART; for `tcp:127.0.0.1:PORT,server=on,wait=on,nodelay=on` the image waits for its client."""
+    """The emulator's command line. words: what ecg_command_line() gives. serial: the first UART, in QEMU's words."""
     if missing():
         raise MissingError(missing().split(":")[0], "QEMU for ARM", GET)
     return [shutil.which("qemu-system-arm"), "-M", on.name, "-display", "none", "-monitor", "none", "-serial", serial,
@@ -106,18 +108,74 @@ def run(elf: Path, on: Machine, *, seconds: float = SECONDS, words: str = "", ex
 
 @contextlib.contextmanager
 def running(elf: Path, on: Machine, *, serial: str = "none", words: str = "", extra=()):
-    """Yield the process of an image that runs until the block ends."""
-    process = subprocess.Popen(command(elf, on, serial=serial, words=words, extra=extra), stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
+    """Yield (process, file of what the emulator and the image print) while an image runs; it ends with the block."""
+    with tempfile.TemporaryFile() as text:
+        process = subprocess.Popen(command(elf, on, serial=serial, words=words, extra=extra),
+                                   stdin=subprocess.DEVNULL, stdout=text, stderr=subprocess.STDOUT)
         try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            yield process, text
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def on_tcp(elf: Path, on: Machine, *, words: str = "", extra=()):
+    """Run an image with its first UART on a TCP port of this computer; yields pyserial's URL of it.
+
+    The image starts when somebody connects, so nothing of what it sends is lost.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serial = f"tcp:127.0.0.1:{port},server=on,wait=on,nodelay=on"
+    with running(elf, on, serial=serial, words=words, extra=extra) as (process, text):
+        said(process, text, rb"waiting for connection")
+        yield f"socket://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def on_pty(elf: Path, on: Machine, *, words: str = "", extra=()):
+    """Run an image with its first UART on a pseudo terminal; yields (its path, start).
+
+    Call start() once the terminal is open and raw: what a running image sends before that may be lost.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        control = Path(folder) / "control"
+        more = ("-S", "-qmp", f"unix:{control},server=on,wait=off", *extra)
+        with running(elf, on, serial="pty", words=words, extra=more) as (process, text):
+            path = said(process, text, rb"redirected to (/\S+)")[1].decode()
+            yield path, lambda: _start(control)
+
+
+def said(process: subprocess.Popen, text, pattern: bytes, seconds: float = 20) -> re.Match:
+    """Wait until the emulator has printed something; UserError with its words when it ends or stays silent."""
+    until = time.monotonic() + seconds
+    while True:
+        printed = os.pread(text.fileno(), 1 << 20, 0)
+        if found := re.search(pattern, printed):
+            return found
+        if process.poll() is not None or time.monotonic() > until:
+            raise UserError(f"the emulator did not start: {printed.decode(errors='replace')[-1000:]}",
+                            "a free port and an image")
+        time.sleep(0.01)
+
+
+def _start(control: Path) -> None:
+    """Let a stopped machine run, by QEMU's control protocol."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(os.fspath(control))
+        with link.makefile("rw") as lines:
+            lines.readline()                                    # its greeting
+            for word in ("qmp_capabilities", "cont"):
+                lines.write(json.dumps({"execute": word}) + "\n")
+                lines.flush()
+                while "return" not in json.loads(lines.readline()):
+                    pass                                        # events come in between
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images boot on every emulated core, say how they end, and are counted to the instruction."""
 
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import serial
 
 from targets import emulate, target, toolchain
 from targets.toolchain import Region
@@ -192,6 +194,52 @@ def test_an_interrupt_reaches_the_image_with_its_number(tmp_path):
         ecg_exit(seen == 5 ? 0 : 1);
     }"""
     assert run(tmp_path, "m4", text).code == 0
+
+
+# the first UART of a machine: enable, wait for a byte and take it, wait for room and send it
+UARTS = {
+    "mps2-an386": """#define R(at) (*(volatile uint32_t *)(0x40004000u + (at)))
+        static void begin(void) { R(16) = 16; R(8) = 3; }
+        static uint32_t take(void) { while (!(R(4) & 2)) ; return R(0); }
+        static void give(uint32_t x) { while (R(4) & 1) ; R(0) = x; }""",
+    "netduinoplus2": """#define R(at) (*(volatile uint32_t *)(0x40011000u + (at)))
+        static void begin(void) { R(12) = 0x200c; }
+        static uint32_t take(void) { while (!(R(0) & 32)) ; return R(4) & 255; }
+        static void give(uint32_t x) { while (!(R(0) & 128)) ; R(4) = x & 255; }"""}
+
+
+@pytest.mark.parametrize("form", ["tcp", "pty"])
+@pytest.mark.parametrize("name", UARTS)
+def test_every_byte_reaches_a_uart_and_comes_back(tmp_path, name, form):
+    on = emulate.MACHINES[name]
+    text = UARTS[name] + """int main(void)
+    {
+        begin();
+        for (const char *c = "hello"; *c; c++)
+            give((uint8_t)*c);
+        for (;;)
+            give(take() ^ 0x55);
+    }"""
+    elf, sent = image(tmp_path, on.core, text, on), bytes(range(256)) * 4
+    with contextlib.ExitStack() as stack:
+        if form == "tcp":
+            port = serial.serial_for_url(stack.enter_context(emulate.on_tcp(elf, on)), timeout=20)
+        else:
+            path, start = stack.enter_context(emulate.on_pty(elf, on))
+            port = serial.Serial(path, timeout=20)
+            start()
+        stack.enter_context(port)
+        assert port.read(5) == b"hello"
+        for at in range(0, len(sent), 64):
+            port.write(sent[at:at + 64])
+            assert port.read(64) == bytes(x ^ 0x55 for x in sent[at:at + 64])
+
+
+def test_an_emulator_that_cannot_start_says_why(tmp_path):
+    elf = image(tmp_path, "m3", "int main(void) { return 0; }")
+    with pytest.raises(UserError, match=r"did not start.*unknown"):
+        with emulate.on_tcp(elf, emulate.machine("m3"), extra=["-unknown"]):
+            pass
 
 
 def test_an_image_that_does_not_end_is_stopped_and_what_it_printed_is_shown(tmp_path):
