@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -418,13 +419,15 @@ def clear_inputs(graph: Graph, count: int, seed: int = 1) -> dict[str, np.ndarra
     return {name: x[np.sort(best)] for name, x in inputs.items()}
 
 
-def write_run(folder: Path, graph: Graph, golden: int = 64, seed: int = 1) -> Path:
-    """A run folder with graph, golden inputs and logits, and a frozen manifest."""
+def write_run(folder: Path, graph: Graph, golden: int = 64, seed: int = 1,
+              manifest: manifests.Manifest | None = None) -> Path:
+    """A run folder with graph, golden inputs and logits, and a frozen manifest, by default manifest_of(graph)."""
     inputs = clear_inputs(graph, golden, seed)
     packed = io.BytesIO()
     np.savez(packed, out=reference.run(graph, inputs), **{f"in.{k}": v for k, v in inputs.items()})
     document, arrays = graphs.dumps(graph)
     runs.write(folder, {"graph.json": document, "graph.npz": arrays, "golden.npz": packed.getvalue()})
     sha256 = runs.sha256(folder / "graph.json", folder / "graph.npz")
-    runs.write(folder, {"model.json": manifests.dumps(manifest_of(graph, sha256))})
+    about = replace(manifest or manifest_of(graph, sha256), graph_sha256=sha256)
+    runs.write(folder, {"model.json": manifests.dumps(about)})
     return folder

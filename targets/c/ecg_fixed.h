@@ -53,10 +53,11 @@ static inline int32_t ecg_mulhi(int32_t acc, int32_t mul)
 #endif
 }
 
-/* In front of a loop whose turns may run in any order or at once, although its output may be its input's memory. */
-#if defined(__clang__)
+/* In front of a loop whose turns may run in any order or at once, although its output may be its input's memory. Where
+ * there are no vectors, or -Os keeps them out, clang would warn that it cannot use that. */
+#if defined(__clang__) && !defined(__OPTIMIZE_SIZE__) && !(defined(__arm__) && !defined(__ARM_FEATURE_MVE))
 #define ECG_ANY_ORDER _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__clang__)
 #define ECG_ANY_ORDER _Pragma("GCC ivdep")
 #else
 #define ECG_ANY_ORDER
