@@ -22,13 +22,13 @@ SLEEP_MA = 0.005        # core stopped between batches, clock running; the front
 def measured(run, board: dict, weights: int) -> dict:
     """Counted instructions of a quantized run on a board's core, and the estimate for the board."""
     from compress import graph as graphs
-    from targets import mcu, profile, target
+    from targets import layers, mcu, target
     manifest, graph = target.open_run(run)
     core = mcu.core_of(board, target.Options(weights))
-    found = profile.measure(core, graph, manifest)
+    found = layers.measure(core, graph, manifest)
     macs = graphs.macs(graph)
     say.info(f"{board['name']} ({board['core']}), weights of {weights} bits: instructions, counted in the emulator")
-    say.table(profile.report(found), ("layer of a window", "kernel", "instructions", "share", "each"))
+    say.table(layers.report(found), ("layer of a window", "kernel", "instructions", "share", "each"))
     say.info(f"window: {found.window_total:,} instructions, {found.window_total / macs:.2f} for each of {macs:,} "
              f"multiply-accumulates")
     if found.hop:

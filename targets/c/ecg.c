@@ -50,7 +50,8 @@ static void carve_beats(ecg_t *e, const ecg_model *m, cutter *c)
     back = around ? larger(back, ecg_beats_history(fs)) : back;
     back = rhythm ? larger(back, ecg_rhythm_history(fs)) : back;
     void *history = cut(c, back * 2, 4), *rpeak = cut(c, ecg_rpeak_memory(fs), 4);
-    void *beats = cut(c, around ? ecg_beats_memory(fs) : 0, 4), *sequence = cut(c, rhythm ? ecg_rhythm_memory(fs) : 0, 4);
+    void *beats = cut(c, around ? ecg_beats_memory(fs) : 0, 4);
+    void *sequence = cut(c, rhythm ? ecg_rhythm_memory(fs) : 0, 4);
     e->room = around ? 10 * fs + ecg_rpeak_latency(fs) + m->r_offset + 2 : 0;
     e->queue = (ecg_waiting *)cut(c, around ? ECG_QUEUE * (uint32_t)sizeof *e->queue : 0, 4);
     e->codes = (int8_t *)cut(c, e->room * m->leads, 1);
@@ -152,7 +153,7 @@ void ecg_reset(ecg_t *e)
         ecg_rhythm_reset(&e->rhythm);
     if (m->trigger == ECG_R_PEAK) {
         ecg_beats_reset(&e->beats);
-        memset(e->codes, 0, e->room * m->leads);
+        e->at = e->held = 0;
     }
 }
 
@@ -275,6 +276,15 @@ static void beat(ecg_t *e, int32_t back)
     }
 }
 
+/* The code of a lead `back` samples before the newest; before the start it was 0. */
+static int8_t code(const ecg_t *e, uint16_t lead, uint32_t back)
+{
+    const uint32_t newest = e->at ? e->at - 1 : e->room - 1;
+    if (back >= e->held)
+        return 0;
+    return e->codes[lead * e->room + (newest >= back ? newest - back : newest + e->room - back)];
+}
+
 /* The oldest beat that waits, once its window is whole. */
 static void around(ecg_t *e, ecg_result *r)
 {
@@ -286,7 +296,7 @@ static void around(ecg_t *e, ecg_result *r)
     int8_t *to = ecg_net_input(&e->net, m->window, 0);
     for (uint16_t lead = 0; lead < m->leads; lead++)
         for (uint32_t i = 0; i < m->samples; i++)
-            *to++ = e->codes[lead * e->room + (first + i) % e->room];
+            *to++ = code(e, lead, e->now - first - i);
     for (uint8_t i = 0; i < m->side_count; i++) {
         int8_t *side = ecg_net_input(&e->net, m->window, (uint16_t)(i + 1));
         if (m->sides[i] == ECG_RR)
@@ -322,7 +332,9 @@ static void sample(ecg_t *e, const int16_t *uv, int settled, ecg_result *r)
     }
     if (m->trigger == ECG_R_PEAK) {
         for (uint16_t lead = 0; lead < m->leads; lead++)
-            e->codes[lead * e->room + e->now % e->room] = codes[lead];
+            e->codes[lead * e->room + e->at] = codes[lead];
+        e->at = e->at + 1 < e->room ? e->at + 1 : 0;
+        e->held += e->held < e->room;
         if (e->waiting)
             around(e, r);
     } else if (settled) {

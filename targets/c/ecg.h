@@ -105,8 +105,8 @@ typedef struct {
     ecg_rpeak rpeak;
     ecg_beats beats;
     ecg_rhythm rhythm;
-    int8_t *codes;                  /* a ring of codes, (lead, room), for windows around beats */
-    uint32_t room;
+    int8_t *codes;                  /* a ring of codes, (lead, room), for windows around beats; the next goes to `at` */
+    uint32_t room, at, held;
     ecg_waiting *queue;
     uint8_t waiting;
 } ecg_t;

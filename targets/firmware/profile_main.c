@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * An image that runs one window and the last of some hops of a model, marking every layer for the counting emulator.
- * targets/profile.py writes profile.h: inputs and the names of the regions. */
+ * targets/layers.py writes profile.h: inputs and the names of the regions. */
 #include "ecg_boot.h"
 #include "ecg_semihost.h"
 #include "model.h"
