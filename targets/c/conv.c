@@ -2,7 +2,8 @@
 #include "ecg_fixed.h"
 #include "ecg_kernels.h"
 
-/* Columns that are summed side by side: as many as a vector host, or the registers of a microcontroller, can hold. */
+/* Columns that are summed side by side: as many as a vector host, or the registers of a microcontroller,
+ * can hold. */
 #if defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
 enum { COLUMNS = 4 };
 #else
@@ -86,7 +87,8 @@ static void row(const conv_row *r, int32_t pad, const ecg_view *in, const ecg_vi
     }
 }
 
-/* conv1d in plain C: the definition. layer: ecg_conv_layer, weight: int8 (out, in / groups, kernel). No scratch. */
+/* conv1d in plain C: the definition. layer: ecg_conv_layer, weight: int8 (out, in / groups, kernel). No
+ * scratch. */
 void ecg_conv(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_conv_layer *l = layer;

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Convolution over channels for Cortex-M4, M7 and M33. Four columns at a time: what they see is expanded once into
- * scratch, as pairs of int16 in the order of the weights, and meets all output channels there, two at a time. The
- * eight sums stay in registers, and the four codes of a channel are stored as one word. */
+ * Convolution over channels for Cortex-M4, M7 and M33. Four columns at a time: what they see is expanded
+ * once into scratch, as pairs of int16 in the order of the weights, and meets all output channels there,
+ * two at a time. The eight sums stay in registers, and the four codes of a channel are stored as one word. */
 #include "ecg_dsp.h"
 #include "ecg_kernels.h"
 
 /* A product of matrices: the output channels scale .. last - 1, an even number of them, for four columns. */
 typedef struct {
     const ecg_scale *scale, *last;
-    int32_t pitch;              /* bytes from a channel's codes to the next one's; 0: those of the first one of two stay */
-    const uint32_t *weight;     /* each step: a pair for either channel of two, or bytes (a0, b0, a1, b1) in one word */
+    int32_t pitch;              /* bytes from a channel's row to the next one's; 0: the first of two stays */
+    const uint32_t *weight;     /* each step: pairs of either channel, or the bytes (a0, b0, a1, b1) */
     const uint32_t *x, *end;    /* steps of four pairs, one for each column */
     uint32_t enter;             /* see ENTER */
     uint32_t relu;
@@ -18,16 +18,17 @@ typedef struct {
 
 typedef void multiply(const product *p, int8_t *out);
 
-/* The loop over the steps is unrolled eight times. The first step is apart, and those that are left over from eight
- * are taken by jumping into the loop, `bytes` of code for each step; bit 0 is Thumb's. */
+/* The loop over the steps is unrolled eight times. The first step is apart, and those that are left over
+ * from eight are taken by jumping into the loop, `bytes` of code for each step; bit 0 is Thumb's. */
 #define ENTER(steps, bytes) ((uint32_t)(((steps) > 1 ? (1 - (steps)) & 7 : 8) * (bytes)) | 1)
 
 #if ECG_THUMB_DSP
 
 multiply ecg_gemm_dsp, ecg_gemm_dsp8;
 
-/* r0-r3, r4-r7: sums of the two channels. r8, r9: pairs of two columns. r10, r11: weights. r12: x. lr: weights.
- * The stack, from sp on: scale, last, pitch, out, mul, mul, x, end, where to enter the loop, how to saturate. */
+/* r0-r3, r4-r7: sums of the two channels. r8, r9: pairs of two columns. r10, r11: weights. r12: x. lr:
+ * weights. The stack, from sp on: scale, last, pitch, out, mul, mul, x, end, where to enter the loop, how
+ * to saturate. */
 __asm__(
     ".syntax unified\n"
     ".macro ecg_weights16\n"
@@ -229,7 +230,8 @@ static inline uint32_t *put_step(uint32_t *to, uint32_t a, uint32_t b)
     return put4(to, ecg_firsts(a02, b02), ecg_firsts(a13, b13), ecg_seconds(a02, b02), ecg_seconds(a13, b13));
 }
 
-/* A step is a pair of channels under one tap. Of an odd depth the last channel stands with itself, the weight is 0. */
+/* A step is a pair of channels under one tap. Of an odd depth the last channel stands with itself, the
+ * weight is 0. */
 APART void expand_channels(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
     const int32_t rows = f->rows, s = f->stride;
@@ -243,7 +245,8 @@ APART void expand_channels(const field *f, const int8_t *row, int32_t at, uint32
                 to = put_step(to, ecg_load4(a), ecg_load4(a + rows));
         else if (inside)
             for (const int8_t *b = a + rows; a < last; a += 2 * rows, b += 2 * rows)
-                to = put4(to, ecg_firsts((uint32_t)a[0], (uint32_t)b[0]), ecg_firsts((uint32_t)a[s], (uint32_t)b[s]),
+                to = put4(to, ecg_firsts((uint32_t)a[0], (uint32_t)b[0]),
+                          ecg_firsts((uint32_t)a[s], (uint32_t)b[s]),
                           ecg_firsts((uint32_t)a[2 * s], (uint32_t)b[2 * s]),
                           ecg_firsts((uint32_t)a[3 * s], (uint32_t)b[3 * s]));
         else
@@ -257,7 +260,8 @@ APART void expand_channels(const field *f, const int8_t *row, int32_t at, uint32
     }
 }
 
-/* Two steps are four taps of one channel, (0, 2) and (1, 3). A last step that is all padding has no weights. */
+/* Two steps are four taps of one channel, (0, 2) and (1, 3). A last step that is all padding has no
+ * weights. */
 APART void expand_taps(const field *f, const int8_t *row, int32_t at, uint32_t *to)
 {
     const int32_t s = f->stride;
@@ -313,19 +317,23 @@ APART void few(product p, const form *by, int32_t share, int8_t *to, int32_t pit
     }
 }
 
-static void conv(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, uint32_t *x, const form *by)
+static void conv(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *out, uint32_t *x,
+                 const form *by)
 {
     const int32_t depth = l->in / l->groups, share = l->out / l->groups, even = share & ~1;
     const field f = {l->leads * in->pitch, in->end - in->first, depth, l->kernel, l->stride};
-    const int32_t taps = depth * ((f.kernel + 3) / 4 + (f.kernel + 2) / 4), channels = (depth + 1) / 2 * f.kernel;
+    const int32_t taps = depth * ((f.kernel + 3) / 4 + (f.kernel + 2) / 4);
+    const int32_t channels = (depth + 1) / 2 * f.kernel;
     const int32_t steps = taps < channels ? taps : channels, count = out->end - out->first;
     const int32_t pitch = l->leads * out->pitch, start = out->first * f.stride - l->pad - in->first;
     const uint32_t *weight = l->weight;
     const ecg_scale *scale = l->scale;
 
     for (int32_t group = 0; group < l->groups; group++, scale += share) {
-        const product p = {scale, scale + even, pitch, weight, x, x + 4 * steps, ENTER(steps, by->bytes), l->relu};
-        const product last = {p.last, p.last + 2, 0, weight + even / 2 * steps * by->words, x, p.end, p.enter, p.relu};
+        const uint32_t *odd = weight + even / 2 * steps * by->words;
+        const uint32_t enter = ENTER(steps, by->bytes);
+        const product p = {scale, scale + even, pitch, weight, x, x + 4 * steps, enter, l->relu};
+        const product last = {scale + even, scale + even + 2, 0, odd, x, x + 4 * steps, enter, l->relu};
 
         weight += (share + 1) / 2 * steps * by->words;
         for (int32_t lead = 0; lead < l->leads; lead++) {
@@ -352,9 +360,10 @@ static void conv(const ecg_conv_layer *l, const ecg_view *in, const ecg_view *ou
     }
 }
 
-/* layer: ecg_conv_layer. weight: for each group, each two channels of it and each step as above, in the order of the
- * expansion that has fewer steps, by channels if both have as many; a channel's shift is in its weights and bias.
- * Scales: one more than channels where a group has an odd number of them. Scratch as targets/pack_conv.py has it. */
+/* layer: ecg_conv_layer. weight: for each group, each two channels of it and each step as above, in the
+ * order of the expansion that has fewer steps, by channels if both have as many; a channel's shift is in
+ * its weights and bias. Scales: one more than channels where a group has an odd number of them. Scratch as
+ * targets/pack_conv.py has it. */
 void ecg_conv_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     static const form by = {ecg_gemm_dsp, 2, 44};

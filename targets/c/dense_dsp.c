@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Dense layers for Cortex-M4, M7 and M33. The input is expanded once into scratch, as pairs of int16 in the order of
- * the weights. Four outputs are summed side by side, and their codes are stored as one word. */
+ * Dense layers for Cortex-M4, M7 and M33. The input is expanded once into scratch, as pairs of int16 in the
+ * order of the weights. Four outputs are summed side by side, and their codes are stored as one word. */
 #include "ecg_dsp.h"
 #include "ecg_kernels.h"
 
-/* The outputs scale .. last - 1, a multiple of four, to out. x .. end: pairs of inputs, an even number and at least two.
- * For each pair the weights of four outputs: four pairs, or with 8 bits the words (a0, b0, a1, b1), (c0, d0, c1, d1). */
+/* The outputs scale .. last - 1, a multiple of four, to out. x .. end: pairs of inputs, an even number and
+ * at least two. For each pair the weights of four outputs: four pairs, or with 8 bits the words (a0, b0,
+ * a1, b1), (c0, d0, c1, d1). */
 typedef void fours(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
                    const ecg_scale *last, int8_t *out, uint32_t relu);
 
@@ -14,8 +15,9 @@ typedef void fours(const uint32_t *x, const uint32_t *end, const void *weight, c
 
 fours ecg_dense4_dsp, ecg_dense4_dsp8;
 
-/* r0-r3: sums. r4, r5: pairs of inputs. r6-r9: weights, r11 too while they are expanded. r10: x. r12: end. lr: weights.
- * The stack, from sp on: x, where to enter the loop, scale, last, out, relu. The loop is unrolled twice. */
+/* r0-r3: sums. r4, r5: pairs of inputs. r6-r9: weights, r11 too while they are expanded. r10: x. r12: end.
+ * lr: weights. The stack, from sp on: x, where to enter the loop, scale, last, out, relu. The loop is
+ * unrolled twice. */
 __asm__(
     ".syntax unified\n"
     ".macro ecg_products16 x\n"
@@ -119,8 +121,8 @@ __asm__(
 
 #else
 
-static void twin(const uint32_t *x, const uint32_t *end, const uint32_t *weight, int bits, const ecg_scale *scale,
-                 const ecg_scale *last, int8_t *out, uint32_t relu)
+static void twin(const uint32_t *x, const uint32_t *end, const uint32_t *weight, int bits,
+                 const ecg_scale *scale, const ecg_scale *last, int8_t *out, uint32_t relu)
 {
     for (; scale != last; scale += 4, out += 4) {
         int32_t acc[4];
@@ -146,8 +148,8 @@ static void ecg_dense4_dsp(const uint32_t *x, const uint32_t *end, const void *w
     twin(x, end, weight, 16, scale, last, out, relu);
 }
 
-static void ecg_dense4_dsp8(const uint32_t *x, const uint32_t *end, const void *weight, const ecg_scale *scale,
-                            const ecg_scale *last, int8_t *out, uint32_t relu)
+static void ecg_dense4_dsp8(const uint32_t *x, const uint32_t *end, const void *weight,
+                            const ecg_scale *scale, const ecg_scale *last, int8_t *out, uint32_t relu)
 {
     twin(x, end, weight, 8, scale, last, out, relu);
 }
@@ -155,7 +157,8 @@ static void ecg_dense4_dsp8(const uint32_t *x, const uint32_t *end, const void *
 #endif
 
 /* words: of weights for four outputs and a pair of inputs */
-static void dense(const ecg_dense_layer *l, const int8_t *in, int8_t *out, uint32_t *x, fours *multiply, int32_t words)
+static void dense(const ecg_dense_layer *l, const int8_t *in, int8_t *out, uint32_t *x, fours *multiply,
+                  int32_t words)
 {
     const uint32_t *weight = l->weight, relu = l->relu ? ECG_RELU : 0;
     const int32_t full = l->out & ~3;
@@ -182,14 +185,15 @@ static void dense(const ecg_dense_layer *l, const int8_t *in, int8_t *out, uint3
     if (full < l->out) {
         int8_t codes[4];
 
-        multiply(x, to, weight + full / 4 * (to - x) * words, l->scale + full, l->scale + full + 4, codes, relu);
+        weight += full / 4 * (to - x) * words;
+        multiply(x, to, weight, l->scale + full, l->scale + full + 4, codes, relu);
         for (i = full; i < l->out; i++)
             out[i] = codes[i - full];
     }
 }
 
-/* layer: ecg_dense_layer, weights as above, scales of a multiple of four outputs; scratch as targets/pack_conv.py has
- * it. A channel's shift is in its weights and bias. */
+/* layer: ecg_dense_layer, weights as above, scales of a multiple of four outputs; scratch as
+ * targets/pack_conv.py has it. A channel's shift is in its weights and bias. */
 void ecg_dense_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     dense(layer, in->data, out->data, scratch, ecg_dense4_dsp, 4);

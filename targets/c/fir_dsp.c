@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Convolution with one input channel in each group, depthwise above all, for Cortex-M4, M7 and M33: every row is
- * filtered by itself, four columns at a time. A load of four codes gives the pairs (0, 2) and (1, 3); weights lie alike,
- * so two taps cost one multiplication. Columns that see padding, or whose load would leave the row, work on a copy of
- * their end of the row in scratch. */
+ * Convolution with one input channel in each group, depthwise above all, for Cortex-M4, M7 and M33: every
+ * row is filtered by itself, four columns at a time. A load of four codes gives the pairs (0, 2) and (1,
+ * 3); weights lie alike, so two taps cost one multiplication. Columns that see padding, or whose load would
+ * leave the row, work on a copy of their end of the row in scratch. */
 #include "ecg_dsp.h"
 #include "ecg_kernels.h"
 
 enum { SHORT_ROW = 64 };        /* bytes up to which a row is copied as a whole: cheaper than its two ends */
 
-/* Columns to .. last + 3, of which there are at least four, the first one from x on: `words` pairs of weights, two for
- * four taps. The last four may be computed twice, to the same codes. */
+/* Columns to .. last + 3, of which there are at least four, the first one from x on: `words` pairs of
+ * weights, two for four taps. The last four may be computed twice, to the same codes. */
 typedef void filter(const uint32_t *weight, const ecg_scale *scale, const int8_t *x, int8_t *to, int8_t *last,
                     uint32_t relu, int32_t stride, int32_t words);
 
@@ -54,8 +54,8 @@ static void filter4(const uint32_t *weight, const ecg_scale *scale, const int8_t
 filter ecg_filter8_dsp, ecg_filter8by2_dsp, ecg_filter_dsp;
 
 /* The first two: r0: x. r1: to. r2-r5: sums. r6, r7: pairs of codes. r8-r11: weights. r12: bias. lr: mul.
- * The third: r0-r3: sums. r4, r5: pairs of codes. r6, r7: weights. r8: x. r9-r11: stride, twice and three times that.
- * r12: weight. lr: its end. The stack, from sp on: weight, x, to, scale. */
+ * The third: r0-r3: sums. r4, r5: pairs of codes. r6, r7: weights. r8: x. r9-r11: stride, twice and three
+ * times that. r12: weight. lr: its end. The stack, from sp on: weight, x, to, scale. */
 __asm__(
     ".syntax unified\n"
     ".macro ecg_function name\n"
@@ -219,8 +219,8 @@ __asm__(
 
 #else
 
-static void ecg_filter_dsp(const uint32_t *weight, const ecg_scale *scale, const int8_t *x, int8_t *to, int8_t *last,
-                           uint32_t relu, int32_t stride, int32_t words)
+static void ecg_filter_dsp(const uint32_t *weight, const ecg_scale *scale, const int8_t *x, int8_t *to,
+                           int8_t *last, uint32_t relu, int32_t stride, int32_t words)
 {
     do {
         int32_t acc[4] = {scale->bias, scale->bias, scale->bias, scale->bias};
@@ -247,20 +247,22 @@ typedef struct {
     int32_t words, stride;      /* pairs of weights */
     int32_t columns;            /* of the input */
     int32_t count;              /* of the output */
-    int32_t start;              /* input column that the first tap of the first output column meets, from the view's */
+    int32_t start;              /* what the first tap of the first output column meets: column of the view */
     int32_t head, tail;         /* output columns head .. tail - 1 need no copy */
     uint32_t relu;
     int8_t *copy;
 } fir;
 
-static void run(const fir *f, const uint32_t *weight, const ecg_scale *scale, const int8_t *x, int8_t *to, int32_t count)
+static void run(const fir *f, const uint32_t *weight, const ecg_scale *scale, const int8_t *x, int8_t *to,
+                int32_t count)
 {
     f->run(weight, scale, x, to, to + count - 4, f->relu, f->stride, f->words);
 }
 
-/* Columns t .. stop - 1 from a copy of what they see, zeros where there is padding. row: column 0 of the input. */
-static void run_copy(const fir *f, const uint32_t *weight, const ecg_scale *scale, const int8_t *row, int8_t *to,
-                     int32_t t, int32_t stop)
+/* Columns t .. stop - 1 from a copy of what they see, zeros where there is padding. row: column 0 of the
+ * input. */
+static void run_copy(const fir *f, const uint32_t *weight, const ecg_scale *scale, const int8_t *row,
+                     int8_t *to, int32_t t, int32_t stop)
 {
     const int32_t count = stop - t, whole = count < 4 ? 4 : count, from = f->start + t * f->stride;
     const int32_t bytes = (whole - 1) * f->stride + 2 * f->words;
@@ -300,8 +302,8 @@ static void divide(fir *f)
         f->head = f->tail = 0;
 }
 
-/* conv1d with one channel in each group. weight: for each output channel int16 pairs of taps (0, 2), (1, 3), (4, 6),
- * ..., that hold the channel's shift; scratch as targets/pack_conv.py has it. */
+/* conv1d with one channel in each group. weight: for each output channel int16 pairs of taps (0, 2), (1,
+ * 3), (4, 6), ..., that hold the channel's shift; scratch as targets/pack_conv.py has it. */
 void ecg_fir_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_conv_layer *l = layer;
