@@ -25,9 +25,16 @@ def attention(graph: Graph, n: Node, core: Core) -> Layer:
         "pair": int(len(n.inputs) == 5), "window": WINDOWS.index(n.attrs["window"]),
         "heads": heads, "d": channels // heads, "dv": wide // heads, "leads": leads, "size": n.attrs["size"],
     }
-    fields["block"], fields["paired"] = _dials(graph, n) if core.dsp else (1, 4)
-    scratch = _scratch(graph, n, *_dials(graph, n)) if core.dsp else plan.scratch(graph)[n.name]
-    return Layer("attention_dsp" if core.dsp else "attention", "ecg_attention_layer", fields, scratch)
+    dsp = core.dsp and _least(graph, n) >= 4
+    fields["block"], fields["paired"] = dials = _dials(graph, n) if dsp else (1, 4)
+    scratch = _scratch(graph, n, *dials) if dsp else plan.scratch(graph)[n.name]
+    return Layer("attention_dsp" if dsp else "attention", "ecg_attention_layer", fields, scratch)
+
+
+def _least(graph: Graph, n: Node) -> int:
+    """Fewest keys that the kernel is ever given: a whole window's, or those of an endless signal's first query."""
+    size = n.attrs["size"]
+    return min(graph.tensors[n.inputs[1]].shape[2], {"global": 4, "band": size + 1}.get(n.attrs["window"], size))
 
 
 def _keys(graph: Graph, n: Node, block: int) -> int:

@@ -28,14 +28,7 @@ enum { FOUR = 4, MOST = 8 };        /* keys that meet at once; queries that a bl
 
 #define ONES 0x00010001u    /* the pair (1, 1): with it SMLAD adds up a pair */
 
-/* two words from an address that is a multiple of 8: one LDRD */
-static inline uint64_t load_two(const uint32_t *at)
-{
-    uint64_t words;
-    memcpy(&words, __builtin_assume_aligned(at, 8), 8);
-    return words;
-}
-
+/* two words to an address that is a multiple of 8: one STRD */
 static inline void store_two(uint32_t *at, uint32_t first, uint32_t second)
 {
     const uint64_t words = (uint64_t)second << 32 | first;
@@ -60,17 +53,18 @@ static inline void pair_four(uint32_t a, uint32_t b, uint32_t *to)
     store_two(to + 2, ecg_seconds(a02, b02), ecg_seconds(a13, b13));
 }
 
-/* Four keys of all rows as pairs of rows: keys 0, 1, 2, 3 of rows 0 and 1, then of rows 2 and 3 ... A last odd row is
- * its own partner; its query has 0 there. */
-static void pair_keys(const int8_t *row, int32_t pitch, int32_t depth, uint32_t *to)
+/* Four keys of all rows as pairs of rows: keys 0, 1, 2, 3 of rows 0 and 1, then of rows 2 and 3 ... The first `skip`
+ * are left out, 0 follows the others. A last odd row has 0 as its partner. */
+static void pair_keys(const int8_t *row, int32_t pitch, int32_t depth, int32_t skip, uint32_t *to)
 {
+    skip *= 8;
     for (; depth > 1; depth -= 2) {
-        pair_four(ecg_load4(row), ecg_load4(row + pitch), to);
+        pair_four(ecg_load4(row) >> skip, ecg_load4(row + pitch) >> skip, to);
         row += 2 * pitch;
         to += FOUR;
     }
     if (depth)
-        pair_four(ecg_load4(row), ecg_load4(row), to);
+        pair_four(ecg_load4(row) >> skip, 0, to);
 }
 
 static inline uint32_t two_codes(const int8_t *at)
@@ -80,7 +74,8 @@ static inline uint32_t two_codes(const int8_t *at)
     return codes;
 }
 
-/* Two queries, or one twice, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... */
+/* Two queries, or one twice, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... A last odd row is its own
+ * partner: that of the keys is 0. */
 static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int two, uint32_t *to)
 {
     for (; two && depth > 1; depth -= 2) {
@@ -90,9 +85,9 @@ static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int tw
         to += 2;
     }
     for (; depth > 0; depth -= 2) {
-        const int32_t below = depth > 1 ? pitch : 0, keep = depth > 1 ? -1 : 0;
-        to[0] = ecg_firsts((uint32_t)row[0], (uint32_t)(row[below] & keep));
-        to[1] = ecg_firsts((uint32_t)row[two], (uint32_t)(row[below + two] & keep));
+        const int8_t *below = depth > 1 ? row + pitch : row;
+        to[0] = ecg_firsts((uint32_t)row[0], (uint32_t)below[0]);
+        to[1] = ecg_firsts((uint32_t)row[two], (uint32_t)below[two]);
         row += 2 * pitch;
         to += 2;
     }
@@ -180,9 +175,9 @@ static void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint
 /* The largest of n scores, after `bias` was added to them unless it is NULL. */
 static int32_t largest(int32_t *s, const int32_t *bias, int32_t n)
 {
-    int32_t top = *s + (bias ? *bias : 0);
     for (int32_t i = 0; bias && i < n; i++)
         s[i] += bias[i];
+    int32_t top = *s;
     for (; n > 1; n -= 2, s += 2)
         top = most(most(s[0], top), s[1]);
     return n ? most(*s, top) : top;
@@ -228,22 +223,26 @@ static int32_t forget(uint32_t *e, int32_t n, int32_t i)
     return (int32_t)was;
 }
 
-/* Outputs of two rows of weights, two channels at a time. An odd one at the end is a run of its own with pitches 0. */
+/* Outputs of two rows of weights, two channels at a time until v is `end`, which moves v and out. An odd channel at the
+ * end is a call of its own, with pitches 0. */
 typedef struct {
     const uint32_t *e;
     const int8_t *v;
+    int32_t v_pitch;
+    int32_t rest;               /* keys in front of the last four */
     int8_t *out;
-    int32_t v_pitch, rest;      /* rest: keys in front of the last four */
-    int32_t out_pitch, twice;   /* twice: keys of the last four that had their turn */
+    int32_t out_pitch;
     int32_t apart;              /* columns between the two queries, 0: they are the same; < 0: two maps of one query */
     int32_t factor[2];
-    int32_t pairs;              /* of channels */
+    int32_t v_step;             /* 2 * v_pitch */
+    const int8_t *end;
+    int32_t twice;              /* keys of the last four that had their turn */
 } values;
 
 #if ECG_THUMB_DSP
 void ecg_attention_values(values *x);
 /* r0 e, r1 r2 two rows of v, lr where the first one's last four keys start, r4 r5 sums of both rows of weights over the
- * first, r6 r7 over the second */
+ * first, r6 r7 over the second. r12 and the word on the stack: the address of x->out. */
 __asm__("   .macro ECG_FOUR\n"
         "   ldm r0!, {r8-r11}\n"
         "   ldr r3, [r1], #4\n"
@@ -273,10 +272,10 @@ __asm__("   .macro ECG_FOUR\n"
         "   .type ecg_attention_values, %function\n"
         "   .thumb_func\n"
         "ecg_attention_values:\n"
+        "   adds r0, r0, #16\n"
         "   push {r0, r4-r11, lr}\n"
         "   mov r12, r0\n"
-        "1: ldrd r0, r1, [r12]\n"
-        "   ldrd r2, lr, [r12, #12]\n"
+        "1: ldmdb r12, {r0, r1, r2, lr}\n"
         "   add r2, r2, r1\n"
         "   add lr, lr, r1\n"
         "   movs r4, #0\n"
@@ -289,44 +288,40 @@ __asm__("   .macro ECG_FOUR\n"
         "   cmp r1, lr\n"
         "   blo 2b\n"
         "3: ldr r12, [sp]\n"
-        "   ldr r3, [r12, #24]\n"
-        "   sub r1, r1, r3\n"
-        "   sub r2, r2, r3\n"
+        "   ldr r3, [r12, #28]\n"
+        "   subs r1, r1, r3\n"
+        "   subs r2, r2, r3\n"
         "   ECG_FOUR\n"
         "   ldr r12, [sp]\n"
-        "   ldrd r8, r9, [r12, #32]\n"
-        "   ldr r2, [r12, #8]\n"
-        "   ldr r0, [r12, #12]\n"
-        "   ldr r1, [r12, #20]\n"
-        "   ldr r3, [r12, #28]\n"
+        "   ldm r12, {r0, r1, r2, r3, r8, r9}\n"      /* out, out_pitch, apart, both factors, v_step */
         "   mov r10, #128\n"
-        "   cmp r3, #0\n"
+        "   cmp r2, #0\n"
         "   blt 5f\n"
-        "   ECG_CODE r5, r9, r2, r3\n"
-        "   ECG_CODE r4, r8, r2\n"
-        "   add r2, r2, r1\n"
-        "   ECG_CODE r7, r9, r2, r3\n"
-        "   ECG_CODE r6, r8, r2\n"
-        "4: add r2, r2, r1\n"
-        "   ldr r1, [r12, #4]\n"
-        "   ldr r3, [r12, #40]\n"
-        "   add r1, r1, r0, lsl #1\n"
-        "   strd r1, r2, [r12, #4]\n"
-        "   subs r3, r3, #1\n"
-        "   str r3, [r12, #40]\n"
+        "   ECG_CODE r5, r8, r0, r2\n"
+        "   ECG_CODE r4, r3, r0\n"
+        "   add r0, r0, r1\n"
+        "   ECG_CODE r7, r8, r0, r2\n"
+        "   ECG_CODE r6, r3, r0\n"
+        "4: add r0, r0, r1\n"
+        "   ldr r1, [r12, #-12]\n"
+        "   ldr r2, [r12, #24]\n"
+        "   add r1, r1, r9\n"
+        "   str r1, [r12, #-12]\n"
+        "   str r0, [r12]\n"
+        "   cmp r1, r2\n"
         "   bne 1b\n"
         "   pop {r0, r4-r11, pc}\n"
-        "5: smull r3, r11, r4, r8\n"       /* the first map's and the second one's */
-        "   smlal r3, r11, r5, r9\n"
+        "5: smull lr, r11, r4, r3\n"       /* the first map's and the second one's */
+        "   smlal lr, r11, r5, r8\n"
         "   add r11, r11, r10\n"
         "   ssat r11, #8, r11, asr #8\n"
-        "   strb r11, [r2]\n"
-        "   add r2, r2, r1\n"
-        "   smull r3, r11, r6, r8\n"
-        "   smlal r3, r11, r7, r9\n"
+        "   strb r11, [r0]\n"
+        "   add r0, r0, r1\n"
+        "   smull lr, r11, r6, r3\n"
+        "   smlal lr, r11, r7, r8\n"
         "   add r11, r11, r10\n"
         "   ssat r11, #8, r11, asr #8\n"
-        "   strb r11, [r2]\n"
+        "   strb r11, [r0]\n"
         "   b 4b\n"
         "   .size ecg_attention_values, . - ecg_attention_values\n"
         "   .text\n");
@@ -340,23 +335,24 @@ static void add_four(const uint32_t *e, const int8_t *v, int32_t sum[2])
 
 static void ecg_attention_values(values *x)
 {
-    for (int32_t row = 0; row < 2 * x->pairs; row++) {
-        const int8_t *v = x->v + row * x->v_pitch;
-        int8_t *const out = x->out + row * x->out_pitch;
-        const uint32_t *e = x->e;
-        int32_t sum[2] = {0, 0};
-        for (const int8_t *last = v + x->rest; v < last; v += FOUR, e += FOUR)
-            add_four(e, v, sum);
-        add_four(e, v - x->twice, sum);
-        if (x->apart < 0) {
-            out[0] = ecg_attention_out((int64_t)sum[0] * x->factor[0] + (int64_t)sum[1] * x->factor[1]);
-        } else {
-            out[x->apart] = ecg_attention_out((int64_t)sum[1] * x->factor[1]);
-            out[0] = ecg_attention_out((int64_t)sum[0] * x->factor[0]);
+    do {
+        for (int row = 0; row < 2; row++) {
+            const int8_t *v = x->v + row * x->v_pitch;
+            const uint32_t *e = x->e;
+            int32_t sum[2] = {0, 0};
+            for (const int8_t *last = v + x->rest; v < last; v += FOUR, e += FOUR)
+                add_four(e, v, sum);
+            add_four(e, v - x->twice, sum);
+            if (x->apart < 0) {
+                *x->out = ecg_attention_out((int64_t)sum[0] * x->factor[0] + (int64_t)sum[1] * x->factor[1]);
+            } else {
+                x->out[x->apart] = ecg_attention_out((int64_t)sum[1] * x->factor[1]);
+                *x->out = ecg_attention_out((int64_t)sum[0] * x->factor[0]);
+            }
+            x->out += x->out_pitch;
         }
-    }
-    x->v += 2 * x->pairs * x->v_pitch;
-    x->out += 2 * x->pairs * x->out_pitch;
+        x->v += x->v_step;
+    } while (x->v != x->end);
 }
 #endif
 
@@ -381,7 +377,7 @@ typedef struct {
 } work;
 
 /* Keys of queries first to last of the block, at least four. */
-static ecg_range reach(const work *w, int32_t first, int32_t last)
+static ECG_CALL ecg_range reach(const work *w, int32_t first, int32_t last)
 {
     const int32_t from = least(w->own[first].from, w->end - FOUR);
     return (ecg_range){from, most(w->own[last].to, from + FOUR)};
@@ -418,25 +414,24 @@ static void provide(const work *w, paired *p, const ecg_view *k, int32_t from)
     p->head = w->head;
     p->have.from = from;
     p->have.to = least(from + w->a->paired, w->end);
+    const int8_t *const row = k->data + w->head * w->depth * k->pitch;
     uint32_t *at = p->at;
-    const int8_t *const row = k->data + w->head * w->depth * k->pitch - k->first;
     for (int32_t s = from; s < p->have.to; s += FOUR) {
-        pair_keys(row + least(s, p->have.to - FOUR), k->pitch, w->depth, at);
+        const int32_t start = least(s, p->have.to - FOUR);
+        pair_keys(row + (start - k->first), k->pitch, w->depth, s - start, at);
         at += 2 * w->words;
     }
 }
 
-/* Scores of two queries at those keys of r that are paired. The score at key s goes to to[s]. */
-static void meet(const paired *p, const uint32_t *queries, int32_t words, ecg_range r, int32_t *to, int32_t apart)
+/* Scores of queries i and i + 1 of the block at those of their keys that are paired. */
+static void meet(const work *w, const paired *p, int32_t i, int32_t *row, int32_t stride)
 {
-    const int32_t first = p->have.from, there = p->have.to - first;
-    const int32_t from = most(r.from - first, 0) & ~3, end = least(r.to - first, there);
-    const int32_t whole = least(end + 3, there) & ~3;       /* the last four, when moved to end in time, start behind */
-    if (from < whole)
-        ecg_attention_score(p->at + from / 2 * words, queries, queries + words, to + first + from, apart,
-                            (whole - from) / FOUR);
-    if (most(from, whole) < end)
-        ecg_attention_score(p->at + whole / 2 * words, queries, queries + words, to + p->have.to - FOUR, apart, 1);
+    const ecg_range r = w->two[i / 2];
+    const int32_t from = most(r.from - p->have.from, 0) & ~3, end = least(r.to, p->have.to) - p->have.from;
+    const uint32_t *const queries = w->queries + i / 2 * w->words;
+    if (from < end)
+        ecg_attention_score(p->at + from / 2 * w->words, queries, queries + w->words,
+                            row + (p->have.from + from - w->all.from), 4 * stride, (end - from + 3) / FOUR);
 }
 
 /* Scores of the block in a map: that of query i at key s at rows[i * stride + s - all.from]. */
@@ -450,7 +445,7 @@ static ECG_CALL void scores(work *w, int map, int32_t *rows, int32_t stride)
     for (int32_t from = w->all.from; from < w->all.to; from = p->have.to) {
         provide(w, p, k, from);
         for (int32_t i = 0; i < w->count; i += 2)
-            meet(p, w->queries + i / 2 * w->words, w->words, w->two[i / 2], rows + i * stride - w->all.from, 4 * stride);
+            meet(w, p, i, rows + i * stride, stride);
     }
 }
 
@@ -469,19 +464,46 @@ static ECG_CALL int32_t soften(const work *w, int32_t i, ecg_range r, int map, i
     return map ? -ecg_attention_factor(sum, a->out_mul2) : ecg_attention_factor(sum, a->out_mul);
 }
 
-/* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k and v.
+/* Outputs of query i of the block and of `other`, the next one or i itself, from their scores: in a pair i's in both
+ * maps, else those of both queries. The second one's lie `stride` behind. */
+static void outputs(const work *w, const ecg_view *out, int32_t i, int32_t other, int32_t *row, int32_t stride)
+{
+    const ecg_attention_layer *a = w->a;
+    const ecg_view *v = &w->in[2];
+    const int32_t width = a->dv * a->leads;
+    const ecg_range r = a->pair ? reach(w, i, i) : w->two[i / 2];
+    const int32_t skip = r.from - w->all.from;
+    uint32_t *const e = (uint32_t *)row + (skip & ~1);
+    values x = {.v_pitch = v->pitch, .out_pitch = out->pitch, .e = e,
+                .v = v->data + w->head * width * v->pitch + (r.from - v->first),
+                .out = out->data + w->head * width * out->pitch + (w->t + i - out->first),
+                .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3, .apart = a->pair ? -1 : other - i,
+                .v_step = 2 * v->pitch};
+    /* the second row's weights go over the first one's scores */
+    x.factor[0] = soften(w, i, r, 0, row + skip, e);
+    x.factor[1] = soften(w, other, r, a->pair, row + stride + skip, e + 2);
+    x.end = x.v + width / 2 * x.v_step;
+    if (width > 1)
+        ecg_attention_values(&x);
+    if (width & 1) {
+        x.v_pitch = x.out_pitch = x.v_step = 0;
+        ecg_attention_values(&x);
+    }
+}
+
+/* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k and v, and at
+ * least four keys are, or the layer is one for ecg_attention().
  * scratch, in words, of d * leads rounded up to even, and of `keys` that the queries of a block see together, at least
  * 4: paired / 2 * d * leads for each map; block / 2 * d * leads; block * (keys + 8), rounded down to even, for each. */
 void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_attention_layer *a = layer;
-    const ecg_view *v = &in[2];
-    const int32_t width = a->dv * a->leads, maps = a->pair ? 2 : 1;
-    work w = {.a = a, .in = in, .first = most(in[1].first, v->first), .end = least(in[1].end, v->end)};
-    if (w.end - w.first < FOUR) {
-        ecg_attention(layer, in, out, scratch);
-        return;
-    }
+    const int32_t maps = a->pair ? 2 : 1;
+    work w;
+    w.a = a;
+    w.in = in;
+    w.first = most(in[1].first, in[2].first);
+    w.end = least(in[1].end, in[2].end);
     w.depth = a->d * a->leads;
     w.words = w.depth + (w.depth & 1);
     w.queries = scratch;
@@ -492,34 +514,14 @@ void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *ou
     }
     int32_t *const rows = (int32_t *)(w.queries + a->block / 2 * w.words) + FOUR;
     for (w.head = 0; w.head < a->heads; w.head++) {
-        const int8_t *const value = v->data + w.head * width * v->pitch - v->first;
-        int8_t *const to = out->data + w.head * width * out->pitch - out->first;
         w.until = out->first;
         for (int32_t t = out->first; t < out->end; t += w.count) {
             take(&w, t, out->end);
             const int32_t stride = (w.all.to - w.all.from + 2 * FOUR) & ~1;
             for (int map = 0; map < maps; map++)
                 scores(&w, map, rows + map * stride, maps * stride);
-            for (int32_t i = 0; i < w.count; i += 3 - maps) {
-                const int32_t other = a->pair ? i : least(i + 1, w.count - 1);
-                const ecg_range r = a->pair ? reach(&w, i, i) : w.two[i / 2];
-                int32_t *const row = rows + i * maps * stride + (r.from - w.all.from);
-                uint32_t *const e = (uint32_t *)row - ((r.from - w.all.from) & 1);
-                values x = {.v_pitch = v->pitch, .out_pitch = out->pitch, .e = e, .v = value + r.from, .out = to + t + i,
-                            .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3,
-                            .apart = a->pair ? -1 : other - i, .pairs = width / 2};
-                /* the second row's weights go over the first one's scores */
-                for (int row_of = 0; row_of < 2; row_of++)
-                    x.factor[row_of] = soften(&w, row_of ? other : i, r, row_of && a->pair, row + row_of * stride,
-                                              e + 2 * row_of);
-                if (x.pairs)
-                    ecg_attention_values(&x);
-                if (width & 1) {
-                    x.v_pitch = x.out_pitch = 0;
-                    x.pairs = 1;
-                    ecg_attention_values(&x);
-                }
-            }
+            for (int32_t i = 0; i < w.count; i += 3 - maps)
+                outputs(&w, out, i, a->pair ? i : least(i + 1, w.count - 1), rows + i * maps * stride, stride);
         }
     }
 }
