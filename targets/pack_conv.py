@@ -16,10 +16,13 @@ from targets.pack import Array, Core, Layer, scales, shifts
 def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
     """(channel, lead, time) -> (out, lead, column)."""
     weight = n.params["weight"]         # (out, channel / groups, kernel)
-    if not core.dsp:
+    if core.plain:
         return _conv_layer(graph, n, "conv", Array("int8_t", weight.reshape(-1)), _rescale(n))
     if _one_column(graph, n):
         return dense(graph, n, core)
+    if core.mve or core.swar:
+        from targets import pack_mve, pack_swar
+        return (pack_mve if core.mve else pack_swar).conv1d(graph, n, core)
     share = len(weight) // n.attrs["groups"]
     if weight.shape[1] == 1 and (share <= 4 or (weight.shape[2] <= 8 and n.attrs["stride"] <= 2)):
         return _fir(graph, n)

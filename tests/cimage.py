@@ -52,13 +52,15 @@ static int check(const char *name, const ecg_view *v, const int8_t *want, int32_
 
 @dataclass(frozen=True)
 class Case:
-    """One call. inputs and want: int8 (channel, lead, time)."""
+    """One call. inputs and want: int8 (channel, lead, time); first, out_first: the columns that they start with."""
 
     name: str
     layer: Layer
     inputs: list[np.ndarray]
     want: np.ndarray
     gap: int = 0
+    first: int = 0
+    out_first: int = 0
 
 
 def check(core: str, sources: list[str], cases: list[Case], using: str | None = None):
@@ -95,8 +97,8 @@ def _case(i: int, case: Case) -> tuple[str, str]:
     views = []
     for j, x in enumerate(case.inputs):
         data.append(_array("int8_t", f"in{i}_{j}", np.concatenate([[99], _rows(x, case.gap)])))
-        views.append(_view(f"in{i}_{j} + 1", x, case.gap))
-    rows, to = case.want.shape[0] * case.want.shape[1], _view("out + 1", case.want, case.gap)
+        views.append(_view(f"in{i}_{j} + 1", x, case.gap, case.first))
+    rows, to = case.want.shape[0] * case.want.shape[1], _view("out + 1", case.want, case.gap, case.out_first)
     return "\n".join(data), (
         f"    {{\n        const ecg_view in[] = {{{', '.join(views)}}}, to = {to};\n\n"
         f"        memset(scratch, 0x5A, sizeof scratch);\n        memset(out, 0x33, sizeof out);\n"
@@ -111,8 +113,8 @@ def _array(ctype: str, name: str, values: np.ndarray) -> str:
     return f"static {ctype} {name}[] = {{{', '.join(numbers)}}};"
 
 
-def _view(data: str, x: np.ndarray, gap: int) -> str:
-    return f"{{(int8_t *)({data}), {x.shape[2] + gap}, 0, {x.shape[2]}}}"
+def _view(data: str, x: np.ndarray, gap: int, first: int) -> str:
+    return f"{{(int8_t *)({data}), {x.shape[2] + gap}, {first}, {first + x.shape[2]}}}"
 
 
 def _extent(x: np.ndarray, gap: int) -> int:
