@@ -49,14 +49,18 @@ def graph_of(kind: str, xs: list[np.ndarray], attrs=None, params=None) -> Graph:
     return graph
 
 
-def agree(kernels, core, kind: str, xs, attrs=None, params=None, **how) -> None:
-    """The kernel's codes are the reference's."""
+def agree(kernels, core, kind: str, xs, attrs=None, params=None, around=(0, 0), **how) -> None:
+    """The kernel's codes are the reference's. around: further columns in front of those it needs and behind them."""
     graph = graph_of(kind, xs, attrs, params)
-    node = graph.nodes[0]
     want = graph_values(graph, xs)
     first = pack_simple.channels_first(kind)
-    views = [x.reshape(pack.volume(x.shape, first)) for x in xs]
-    got = ckernels.call(kernels, pack.layer(graph, node, core), views, pack.volume(want.shape, first), **how)
+    out_shape = pack.volume(want.shape, first)
+    views, firsts = [], []
+    for x in (x.reshape(pack.volume(x.shape, first)) for x in xs):
+        whole = x.shape[2] == out_shape[2]      # else its one column is repeated
+        views.append(np.pad(x, ((0, 0), (0, 0), around), constant_values=-77) if whole else x)
+        firsts.append(how.get("first", 0) - around[0] * whole)
+    got = ckernels.call(kernels, pack.layer(graph, graph.nodes[0], core), views, out_shape, **how | {"first": firsts})
     np.testing.assert_array_equal(got.reshape(want.shape), want)
 
 
@@ -67,9 +71,11 @@ def graph_values(graph: Graph, xs: list[np.ndarray]) -> np.ndarray:
 
 def layout(rng: np.random.Generator, streams: bool = True) -> dict:
     """How tensors lie: rows apart, unaligned, and with `streams` far into a signal."""
-    start = int(rng.integers(0, 1000)) if streams and rng.integers(2) else 0
-    return {"pad_pitch": int(rng.integers(0, 6)), "offset": int(rng.integers(0, 4)), "first": start,
-            "out_first": start}
+    how = {"pad_pitch": int(rng.integers(0, 6)), "offset": int(rng.integers(0, 4))}
+    if not streams or rng.integers(2):
+        return how
+    start, *around = (int(i) for i in rng.integers((5, 0, 0), (1000, 6, 6)))
+    return how | {"first": start, "out_first": start, "around": tuple(around)}
 
 
 def shape3(rng: np.random.Generator, most=(7, 4, 40)) -> tuple[int, ...]:
