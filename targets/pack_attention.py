@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from compress.graph import Graph, Node, keys_seen
-from targets import plan
 from targets.pack import Array, Core, Layer
 
 WINDOWS = ("global", "band", "block", "neighbourhood")     # in the order of the C enum
-# The DSP kernel pairs keys once for many queries: all that a query sees where they fit into PAIRED bytes, else four at
-# a time for a block of queries, whose scores fit into ROWS bytes.
-PAIRED, ROWS, BLOCK = 2048, 1600, 8
+# The DSP kernel pairs keys once for many queries: all that a query sees where they fit into PAIRED bytes, else those
+# that fit into SOME bytes for a block of queries, whose scores fit into ROWS bytes.
+PAIRED, SOME, ROWS, BLOCK = 2048, 256, 1600, 8
 
 
 def attention(graph: Graph, n: Node, core: Core) -> Layer:
@@ -27,7 +26,7 @@ def attention(graph: Graph, n: Node, core: Core) -> Layer:
     }
     dsp = core.dsp and _least(graph, n) >= 4
     fields["block"], fields["paired"] = dials = _dials(graph, n) if dsp else (1, 4)
-    scratch = _scratch(graph, n, *dials) if dsp else plan.scratch(graph)[n.name]
+    scratch = _scratch(graph, n, *dials) if dsp else 4 * _maps(n) * keys_seen(n, graph.tensors[n.inputs[1]].shape[2])
     return Layer("attention_dsp" if dsp else "attention", "ecg_attention_layer", fields, scratch)
 
 
@@ -35,6 +34,10 @@ def _least(graph: Graph, n: Node) -> int:
     """Fewest keys that the kernel is ever given: a whole window's, or those of an endless signal's first query."""
     size = n.attrs["size"]
     return min(graph.tensors[n.inputs[1]].shape[2], {"global": 4, "band": size + 1}.get(n.attrs["window"], size))
+
+
+def _maps(n: Node) -> int:
+    return (len(n.inputs) - 1) // 2
 
 
 def _keys(graph: Graph, n: Node, block: int) -> int:
@@ -52,25 +55,25 @@ def _depth(graph: Graph, n: Node) -> int:
 
 def _rows(graph: Graph, n: Node, block: int) -> int:
     """Bytes of the scores of a block of queries in all maps, with room around them."""
-    return 4 * (len(n.inputs) - 1) // 2 * block * ((_keys(graph, n, block) + 8) // 2 * 2)
+    return 4 * _maps(n) * block * ((_keys(graph, n, block) + 8) // 2 * 2)
 
 
 def _dials(graph: Graph, n: Node) -> tuple[int, int]:
     """(queries at a time, keys that are kept paired)."""
     queries, keys = (graph.tensors[t].shape[2] for t in n.inputs[:2])
-    maps, moving = (len(n.inputs) - 1) // 2, n.attrs["window"] in ("band", "neighbourhood")
+    moving = n.attrs["window"] in ("band", "neighbourhood")
     # windows that move: all keys of some queries, so that few keys are paired again
     whole = -(-min(_keys(graph, n, 20 if moving else 2), keys) // 4) * 4
-    if queries > 2 and 2 * maps * whole * _depth(graph, n) <= PAIRED:
+    if queries > 2 and 2 * _maps(n) * whole * _depth(graph, n) <= PAIRED:
         return 2, whole
     most = min(BLOCK, queries + queries % 2)
-    return next((b for b in range(most, 2, -2) if _rows(graph, n, b) <= ROWS), 2), 4
+    some = min(max(SOME // (2 * _depth(graph, n)) // 4 * 4, 4), whole)
+    return next((b for b in range(most, 2, -2) if _rows(graph, n, b) <= ROWS), 2), some
 
 
 def _scratch(graph: Graph, n: Node, block: int, paired: int) -> int:
     """Bytes: paired keys, paired queries, scores."""
-    maps = (len(n.inputs) - 1) // 2
-    return 2 * (maps * paired + block) * _depth(graph, n) + _rows(graph, n, block)
+    return 2 * (_maps(n) * paired + block) * _depth(graph, n) + _rows(graph, n, block)
 
 
 PACKERS = {"attention": attention}

@@ -151,8 +151,8 @@ def test_the_longest_row_of_the_loudest_codes_fits_its_sums(core):
     np.testing.assert_array_equal(ckernels.call(kernels(), layer, inputs, want.shape), want)
 
 
-def test_the_reciprocal_is_exact_for_every_sum(tmp_path):
-    """All sums from one to 1023 weights of 14 bits, against a division of 64 bits."""
+def test_the_arithmetic_behind_the_sums_is_exact(tmp_path):
+    """The reciprocal of all sums of one to 1023 weights of 14 bits, and products of 16 bits, against 64 bits."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     (tmp_path / "all.c").write_text("""
@@ -160,14 +160,25 @@ def test_the_reciprocal_is_exact_for_every_sum(tmp_path):
         #include "ecg_attention.h"
         int main(void)
         {
+            const int32_t most = (1023 << 14) * 128;
+            uint32_t seed = 1;
             long wrong = 0;
-            for (int32_t sum = 1 << 14; sum <= 1023 << 14; sum++)
+            for (int32_t sum = 1 << 14; sum <= 1023 << 14; sum++) {
                 wrong += ecg_attention_reciprocal(sum) != ((uint64_t)1 << 40) / (uint64_t)sum;
+                seed = seed * 1664525 + 1013904223;
+                int32_t x = (int32_t)(seed % (uint32_t)(most + 1)), y = (int32_t)((seed ^ seed << 15) >> 2 >> sum % 20);
+                x = sum % 101 ? x : most;
+                y = sum % 103 ? y : (1 << 30) - 1;
+                x = sum & 1 ? x : -x;
+                y = sum & 2 ? y : -y;
+                wrong += ecg_attention_high_short(x, y) != (int32_t)(((int64_t)x * y) >> 32);
+            }
             printf("%ld", wrong);
             return 0;
         }""")
     program = tmp_path / "all"
-    subprocess.run(["gcc", "-O2", f"-I{ckernels.C}", tmp_path / "all.c", "-o", program], check=True)
+    subprocess.run(["gcc", "-O2", "-fsanitize=undefined", "-fno-sanitize-recover", f"-I{ckernels.C}",
+                    tmp_path / "all.c", "-o", program], check=True)
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "0"
 
 

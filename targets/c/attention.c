@@ -85,14 +85,16 @@ void ecg_attention(const void *layer, const ecg_view *in, const ecg_view *out, v
             for (int32_t row = 0; row < width; row += 2) {
                 const int32_t more = row + 1 < width;       /* else the last row is its own partner */
                 const int8_t *next = value + more * v->pitch;
-                int32_t sum[2], sum2[2] = {0, 0};
+                int32_t sum[2], sum2[2];
                 weighted(e, value, next, keys, sum);
-                if (a->pair)
+                if (a->pair) {
                     weighted(e + keys, value, next, keys, sum2);
-                else
-                    factor[1] = 0;
-                to[more * out->pitch] = ecg_attention_out((int64_t)sum[1] * factor[0] - (int64_t)sum2[1] * factor[1]);
-                to[0] = ecg_attention_out((int64_t)sum[0] * factor[0] - (int64_t)sum2[0] * factor[1]);
+                    to[more * out->pitch] = ecg_attention_out2(sum[1], factor[0], sum2[1], factor[1]);
+                    to[0] = ecg_attention_out2(sum[0], factor[0], sum2[0], factor[1]);
+                } else {
+                    to[more * out->pitch] = ecg_attention_out(sum[1], factor[0]);
+                    to[0] = ecg_attention_out(sum[0], factor[0]);
+                }
                 value += 2 * v->pitch;
                 to += 2 * out->pitch;
             }

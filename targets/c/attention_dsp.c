@@ -344,10 +344,10 @@ static void ecg_attention_values(values *x)
                 add_four(e, v, sum);
             add_four(e, v - x->twice, sum);
             if (x->apart < 0) {
-                *x->out = ecg_attention_out((int64_t)sum[0] * x->factor[0] + (int64_t)sum[1] * x->factor[1]);
+                *x->out = ecg_attention_out2(sum[0], x->factor[0], sum[1], -x->factor[1]);
             } else {
-                x->out[x->apart] = ecg_attention_out((int64_t)sum[1] * x->factor[1]);
-                *x->out = ecg_attention_out((int64_t)sum[0] * x->factor[0]);
+                x->out[x->apart] = ecg_attention_out(sum[1], x->factor[1]);
+                *x->out = ecg_attention_out(sum[0], x->factor[0]);
             }
             x->out += x->out_pitch;
         }

@@ -37,12 +37,10 @@ static inline ecg_range ecg_attention_keys(const ecg_attention_layer *a, const e
  * is below sum, so rest << 8 stays below 2^32, and no step rounds. */
 static inline int32_t ecg_attention_reciprocal(int32_t sum)
 {
-    const uint32_t by = (uint32_t)sum;
-    const uint32_t high = ((uint32_t)1 << 31) / by;
-    uint32_t rest = ((uint32_t)1 << 31) - high * by;
-    const uint32_t mid = (rest << 8) / by;
-    rest = (rest << 8) - mid * by;
-    return (int32_t)((high << 9) + (mid << 1) + (rest << 1 >= by));
+    const uint32_t by = (uint32_t)sum, half = (uint32_t)1 << 31;
+    const uint32_t high = half / by, rest = half % by;
+    const uint32_t mid = (rest << 8) / by, last = (rest << 8) % by;
+    return (int32_t)((high << 9) + (mid << 1) + (last << 1 >= by));
 }
 
 /* What a sum of e * v is multiplied with to become 2^40 output codes. |out_mul| < 2^28, so it stays below 2^30. */
@@ -51,10 +49,35 @@ static inline int32_t ecg_attention_factor(int32_t sum, int32_t out_mul)
     return (int32_t)(((int64_t)ecg_attention_reciprocal(sum) * out_mul + (1 << 23)) >> 24);
 }
 
-/* 2^40 output codes -> code */
-static inline int8_t ecg_attention_out(int64_t sums)
+/* floor(sum * factor / 2^32) from four products of 16 bits. |sum| <= 1023 * 2^14 * 128 and |factor| < 2^30 keep all of
+ * them inside 32 bits. */
+static inline int32_t ecg_attention_high_short(int32_t sum, int32_t factor)
 {
-    return (int8_t)ecg_clamp(((int32_t)(sums >> 32) + 128) >> 8, -128, 127);    /* low bits decide nothing */
+    const int32_t low = ecg_low(sum), high = sum >> 16, factor_low = ecg_low(factor), factor_high = factor >> 16;
+    const int32_t middle = (int32_t)((uint32_t)low * (uint32_t)factor_low >> 16) + low * factor_high;
+    return high * factor_high + (middle >> 16) + ((high * factor_low + ecg_low(middle)) >> 16);
+}
+
+/* 2^8 output codes -> code. Of sums of 2^40 codes the low 32 bits decide nothing. */
+static inline int8_t ecg_attention_code(int32_t codes)
+{
+    return (int8_t)ecg_saturate((codes + 128) >> 8);
+}
+
+/* Code of a weighted sum */
+static inline int8_t ecg_attention_out(int32_t sum, int32_t factor)
+{
+#if ECG_SHORT_PRODUCTS
+    return ecg_attention_code(ecg_attention_high_short(sum, factor));
+#else
+    return ecg_attention_code((int32_t)(((int64_t)sum * factor) >> 32));
+#endif
+}
+
+/* Code of the difference of two maps' sums */
+static inline int8_t ecg_attention_out2(int32_t sum, int32_t factor, int32_t sum2, int32_t factor2)
+{
+    return ecg_attention_code((int32_t)(((int64_t)sum * factor - (int64_t)sum2 * factor2) >> 32));
 }
 
 #endif
