@@ -59,7 +59,7 @@ def agree(kernels, core, kind: str, xs, attrs=None, params=None, around=(0, 0), 
     for x in (x.reshape(pack.volume(x.shape, first)) for x in xs):
         whole = x.shape[2] == out_shape[2]      # else its one column is repeated
         views.append(np.pad(x, ((0, 0), (0, 0), around), constant_values=-77) if whole else x)
-        firsts.append(how.get("first", 0) - around[0] * whole)
+        firsts.append(how.get("first", 0) - around[0] if whole else 0)
     got = ckernels.call(kernels, pack.layer(graph, graph.nodes[0], core), views, out_shape, **how | {"first": firsts})
     np.testing.assert_array_equal(got.reshape(want.shape), want)
 
@@ -364,10 +364,9 @@ def test_lstms_of_any_size(kernels, seed):
     rng = np.random.default_rng(seed)
     steps, features, hidden = (int(i) for i in rng.integers(1, 12, 3))
     rows = 4 * hidden
-    spread = rng.uniform(1, 300, 2)
+    mul_x, mul_h = ((2.0 ** rng.uniform(16, 31, rows)).astype(np.int32) for _ in range(2))
     params = {"weight_x": codes(rng, (rows, features)), "weight_h": codes(rng, (rows, hidden)),
-              "mul_x": (rng.uniform(0.1, 1, rows) * 2 ** 32 * spread[0] / 128 ** 2 / features / 4).astype(np.int32),
-              "mul_h": (rng.uniform(0.1, 1, rows) * 2 ** 32 * spread[1] / 128 ** 2 / hidden / 4).astype(np.int32),
+              "mul_x": mul_x, "mul_h": mul_h,
               "bias": (rng.uniform(-1, 1, rows) * 2.0 ** rng.uniform(16, 31)).astype(np.int32),
               "table": reference_lstm.sigmoid_table()}
     how = {"offset": int(rng.integers(4)), "pad_pitch": int(rng.integers(3))}
