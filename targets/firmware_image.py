@@ -7,6 +7,7 @@ of the source, and image.c; all of them compiled with `defines`.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ FIRMWARE = Path(__file__).parent / "firmware"
 APPLICATION = (*(FIRMWARE / name for name in ("app.c", "app_stream.c", "app_link.c")),
                Path(__file__).parent / "c" / "ecg_link.c")
 MAIN = FIRMWARE / "main.c"
+EXTRA = {"-DHAL_RP2=2040": "rp2040_boot2.c", "-DHAL_RP2=2350": "rp2350_start.c"}      # what a boot ROM wants to see
 MOST_MODELS, MOST_CHANNELS, MOST_NAME = 8, 8, 16
 
 
@@ -37,9 +39,9 @@ class Source:
     """Where the samples come from: a chip on the board (`sensor`) or the host, at fs_num / fs_den Hz."""
 
     fs_num: int
-    channels: int
-    sensor: bool = False
     fs_den: int = 1
+    channels: int = 1
+    sensor: bool = False
 
     @property
     def fs(self) -> float:
@@ -70,6 +72,29 @@ def defines(slots: list[Slot], source: Source) -> tuple[str, ...]:
     """Compiler flags that size the application for its models."""
     return (f"-DAPP_MODELS={len(slots)}", f"-DAPP_CLASSES={max(len(s.manifest.classes) for s in slots)}",
             f"-DHAL_CHANNELS={source.channels}")
+
+
+def hal(board: dict) -> list[Path]:
+    """The sources of a board's HAL; `board` as target.read_board gives it."""
+    names = ["hal_core.c", f"hal_{board['hal']}.c", *(EXTRA[f] for f in board.get("flags", ()) if f in EXTRA)]
+    return [FIRMWARE / name for name in names]
+
+
+def boot2_c(code: bytes) -> str:
+    """rp2040_boot2.c: the assembled rp2040_boot2.S, filled up to 252 bytes, and the CRC that the RP2040's ROM asks for:
+    CRC-32 of polynomial 0x04C11DB7 from the highest bit on, begun with all ones."""
+    code, crc = code.ljust(252, b"\0"), 0xFFFFFFFF
+    for byte in code:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    words = [f"0x{w:08x}u" for w in struct.unpack("<63I", code)] + [f"0x{crc:08x}u"]
+    lines = ["    " + ", ".join(words[i:i + 8]) for i in range(0, 64, 8)]
+    return ("/* SPDX-License-Identifier: Apache-2.0\n *\n"
+            " * Generated from rp2040_boot2.S by boot2_c() of targets/firmware_image.py; do not edit. */\n"
+            "#include <stdint.h>\n\nextern const uint32_t rp2040_boot2[];\n\n"
+            'const uint32_t rp2040_boot2[64] __attribute__((section(".boot2"), used)) = {\n'
+            + ",\n".join(lines) + ",\n};\n")
 
 
 def check(board: str, slots: list[Slot], source: Source) -> None:

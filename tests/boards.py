@@ -51,7 +51,7 @@ class Kind:
 
     @property
     def source(self) -> Source:
-        return Source(self.fs, self.channels, self.sensor)
+        return Source(self.fs, 1, self.channels, self.sensor)
 
 
 def slots(kind: Kind) -> list[Slot]:

@@ -402,10 +402,10 @@ def test_whatever_bytes_come_the_device_goes_on(board):
 def test_an_image_that_the_application_cannot_serve_is_refused_before_it_is_built():
     manifest = boards.models()["other"][1]
     for slots, source, board, match in (
-            ([Slot("m", manifest)], Source(250, 1), "pico", "leads I, II"),
-            ([Slot("m", manifest, (1, 3))], Source(250, 2), "pico", "leads I, II"),
-            ([], Source(250, 1), "pico", "0 models"), ([Slot("m", manifest)], Source(250, 9), "pico", "9 channels"),
-            ([Slot("m", manifest)], Source(250, 2), 'a"b', "board")):
+            ([Slot("m", manifest)], Source(250, 1, 1), "pico", "leads I, II"),
+            ([Slot("m", manifest, (1, 3))], Source(250, 1, 2), "pico", "leads I, II"),
+            ([], Source(250, 1, 1), "pico", "0 models"), ([Slot("m", manifest)], Source(250, 1, 9), "pico", "9 channels"),
+            ([Slot("m", manifest)], Source(250, 1, 2), 'a"b', "board")):
         with pytest.raises(UserError, match=match):
             firmware_image.image_c(board, 0, slots, source)
 

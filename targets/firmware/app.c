@@ -5,8 +5,10 @@
 
 void app_clock(app_t *a)
 {
-    uint32_t clock = hal_time_us();
-    a->now_us += clock - a->clock_us;
+    uint32_t clock = hal_time_us(), passed = clock - a->clock_us;
+    if (passed >> 31)
+        return;                 /* a clock that went back for a moment must not become an hour */
+    a->now_us += passed;
     a->clock_us = clock;
 }
 

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+enum { TEXT = 80 };             /* most bytes of a text of ours */
+
 /* ---- out */
 
 /* A frame into what waits for the line; 0 where there is no room for it, and nothing is sent then. */
@@ -33,16 +35,25 @@ int app_room(const app_t *a, uint32_t payload)
     return sizeof a->tx - (a->tx_to - a->tx_from) >= ECG_LINK_WIRE(ECG_LINK_HEAD + payload + 4u);
 }
 
+/* Of a text of ours; without a C library */
+static uint32_t length(const char *text, uint32_t most)
+{
+    uint32_t n = 0;
+    while (n < most && text[n])
+        n++;
+    return n;
+}
+
 void app_log(app_t *a, uint8_t level, const char *text)
 {
     if (a->leased && level >= a->log_level)
-        tell(a, ECG_LINK_LOG, &level, 1, text, (uint32_t)strlen(text));
+        tell(a, ECG_LINK_LOG, &level, 1, text, length(text, TEXT));
 }
 
 static void error(app_t *a, uint16_t seq, uint8_t code, const char *text)
 {
     ecg_link_error e = { seq, code, 0 };
-    tell(a, ECG_LINK_ERROR, &e, sizeof e, text, (uint32_t)strlen(text));
+    tell(a, ECG_LINK_ERROR, &e, sizeof e, text, length(text, TEXT));
 }
 
 void app_send_results(app_t *a)
@@ -138,7 +149,7 @@ static void hello(app_t *a, const ecg_link_head *head, const uint8_t *payload)
         .max_frame = sizeof a->block, .clock_khz = image->clock_khz, .results = APP_RESULTS, .lease_ms = APP_LEASE_MS,
         .caps = (uint16_t)(image->sensor ? ECG_LINK_HAS_SENSOR : 0),
     };
-    memcpy(answer.board, image->board, least((uint32_t)strlen(image->board), sizeof answer.board));
+    memcpy(answer.board, image->board, length(image->board, sizeof answer.board));
     ecg_link_hello_model models[APP_MODELS];
     for (int k = 0; k < image->count; k++) {
         const ecg_model *m = image->models[k].model;

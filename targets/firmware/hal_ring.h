@@ -73,6 +73,12 @@ static inline void hal_frames_put(hal_frames *ring, const hal_frame *frame, uint
     ring->head = head + 1u;
 }
 
+/* A frame is missing, at least one: the sensor says so. */
+static inline void hal_frames_lose(hal_frames *ring)
+{
+    ring->lost++;
+}
+
 /* hal_samples() over a ring; the writer's interrupt must be off */
 static inline int32_t hal_frames_take(hal_frames *ring, hal_frame *to, int32_t room, uint32_t *lost, uint32_t *newest_us)
 {
