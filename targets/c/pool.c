@@ -102,39 +102,45 @@ static int32_t total(const int8_t *x, int32_t n, int32_t step, int32_t y)
     return y;
 }
 
-/* Over whole axes: each code of the result from `start` and the codes along one or more axes. mul 0: it is a code. */
+/* Over whole axes. Rows that are reduced, `gone` of them, lie `apart` bytes apart; of those left, `kept`, each begins
+ * `next` bytes behind the one before. mul 0: what comes out is a code. */
 static void reduce(const ecg_reduce_layer *p, const ecg_view *in, const ecg_view *out, fold *more, int32_t start,
                    int32_t mul)
 {
-    const unsigned over = p->over;
-    const int32_t stride[3] = { p->leads * in->pitch, in->pitch, 1 };
-    const int inner = over & 4 ? 2 : over & 2 ? 1 : 0;          /* the axis that is walked along at once */
-    const int32_t pitch = over & 4 ? 1 : out->pitch;            /* with time among the axes the result has no gaps */
-    const int8_t *from = in->data;
-    int32_t kept[3] = { p->channels, p->leads, out->end - out->first }, gone[3] = { 1, 1, 1 }, n;
+    const int32_t channel = p->leads * in->pitch, columns = out->end - out->first;
+    const int over_time = p->over & 4;
+    const int8_t *from = in->data + (over_time ? 0 : out->first - in->first);
+    int32_t gone = 1, apart = in->pitch, kept = p->channels * p->leads, next = in->pitch;
     int8_t *to = out->data;
 
-    if (over & 4)
-        kept[2] = in->end - in->first;
-    else
-        from += out->first - in->first;
-    for (int i = 0; i < 3; i++) {
-        if (over >> i & 1) {
-            gone[i] = kept[i];
-            kept[i] = 1;
-        }
+    switch (p->over & 3) {
+    case 1:
+        gone = p->channels;
+        kept = p->leads;
+        apart = channel;
+        break;
+    case 2:
+        gone = p->leads;
+        kept = p->channels;
+        next = channel;
+        break;
+    case 3:
+        gone = kept;
+        kept = 1;
+        break;
+    default:
+        break;
     }
-    n = gone[inner];
-    gone[inner] = 1;
-    for (int32_t c = 0; c < kept[0]; c++) {
-        for (int32_t l = 0; l < kept[1]; l++, to += pitch) {
-            for (int32_t t = 0; t < kept[2]; t++) {
-                int32_t y = start;
-                for (int32_t i = 0; i < gone[0]; i++)
-                    for (int32_t j = 0; j < gone[1]; j++)
-                        y = more(from + (c + i) * stride[0] + (l + j) * stride[1] + t, n, stride[inner], y);
-                to[t] = mul ? ecg_requantize(y, mul, p->shift, -128) : (int8_t)y;
+    for (; kept > 0; kept--, from += next, to += over_time ? 1 : out->pitch) {
+        for (int32_t t = 0; t < (over_time ? 1 : columns); t++) {
+            int32_t y = start;
+            if (over_time) {        /* what is left lies without gaps */
+                for (int32_t g = 0; g < gone; g++)
+                    y = more(from + g * apart, in->end - in->first, 1, y);
+            } else {
+                y = more(from + t, gone, apart, y);
             }
+            to[t] = mul ? ecg_requantize(y, mul, p->shift, -128) : (int8_t)y;
         }
     }
 }
