@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bench import parity_random
 from compress import reference
 from compress.graph import KINDS, WINDOWS
 from targets import pack, toolchain, twin
 from tests import graphs as make
 from tests import many
 from tests.random_graphs import LEAST_NODES, MOST_NODES, random_graph, residual
+from train import say
 
 COUNT, WINDOWS_EACH = 60, 4
 # every way to pack that has portable C; the M7 and M33 are packed as the M4, vectors of the M55 run in the emulator
@@ -88,3 +91,17 @@ def test_a_thousand_graphs_have_every_kind_and_every_awkward_shape():
     assert set(windows) == set(WINDOWS) and min(windows.values()) >= 20, windows
     assert features["residual"] >= 400 and features["attention"] >= 400, features
     assert min(features.values()) >= 20, features
+
+
+@pytest.mark.parametrize("wrong", [[], ["seed 1"]])
+def test_the_bench_counts_graphs_and_fails_with_those_that_differ(wrong, monkeypatch, capsys):
+    if toolchain.missing("host"):
+        pytest.skip(toolchain.missing("host"))
+    monkeypatch.setattr(parity_random, "on_host", lambda cases, folder: wrong)
+    code = say.run(parity_random.main, parity_random.parser(), ["--count", "3", "--windows", "2", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert code == bool(wrong)
+    if wrong:
+        assert "seed 1" in said["error"]["what"]
+    else:
+        assert said["graphs"] == 3 and said["windows"] == 6 and sum(said["nodes"].values()) >= 3 * LEAST_NODES
