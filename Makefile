@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN ?= runs/demo
+# A board that the emulator has; exit code 2 says that a tool is missing, which a demo survives
+BOARD ?= stm32f405
 bin := .venv/bin
 
 .PHONY: demo test test-all lint clean
@@ -15,6 +17,11 @@ demo: .venv/ready
 	$(bin)/python targets/deploy.py --run $(RUN) --target arm
 	$(bin)/python bench/parity.py --run $(RUN)
 	$(bin)/python bench/latency.py --target arm --run $(RUN)
+	$(bin)/python targets/deploy.py --run $(RUN) --target host
+	$(bin)/python bench/parity.py --run $(RUN) --target host
+	$(bin)/python targets/deploy.py --run $(RUN) --target mcu --board $(BOARD) || test $$? -eq 2
+	$(bin)/python bench/parity.py --run $(RUN) --target mcu --n 16 || test $$? -eq 2
+	$(bin)/python bench/latency.py --run $(RUN) --target mcu --board $(BOARD) || test $$? -eq 2
 
 test: .venv/ready
 	$(bin)/python -m pytest -n 2

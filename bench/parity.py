@@ -93,7 +93,7 @@ def main(args) -> dict:
     say.info(f"{args.target} ({built.path.name}) against the reference, {agreement.windows} windows: "
              f"equal labels {agreement.labels:.2%}, |logit difference| p99 {agreement.p99:g} LSB, "
              f"largest {agreement.worst} LSB")
-    few = {name: x[:TRACED] for name, x in inputs.items()}
+    few = {name: x[:getattr(chosen, "TRACED", TRACED)] for name, x in inputs.items()}
     rows = layers(graph, reference.run(graph, few, trace=True), chosen.trace(graph, built, few))
     shown = rows if args.layers else sorted(rows, key=lambda r: (r.own_equal, r.equal))[:5]
     say.table([(r.name, r.kind, f"{r.own_equal:.4%}", r.own_worst, f"{r.equal:.4%}", r.worst) for r in shown],

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compress import reference
 from compress.graph import Graph
 from targets import c_model, emulate, firmware_image, fit, seal, target, toolchain, twin
 from targets import image as images
@@ -29,6 +30,7 @@ from train.say import UserError
 
 SECTION = ('-DECG_MODEL_SECTION=".ecg_model"',)
 STACK = 2048
+TRACED = 2              # windows compared layer by layer: every code comes out of the emulator as text
 RUN = toolchain.HERE / "firmware" / "run_main.c"
 
 
@@ -120,34 +122,58 @@ def _report(image: Image, board: dict, about: dict) -> None:
 
 def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """int8 logits of windows, by the board's core in the emulator."""
+    return emulated(*_model(built), inputs)
+
+
+def trace(graph: Graph, built: Built, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every tensor of the graph as int8 codes (window, *shape), as the emulated core computes them."""
+    _, manifest, core = _model(built)
+    source, lines = _emulate(graph, manifest, core, inputs, ("-DRUN_TRACE",))
+    written = [c.node.output for c in source.programs["window"].calls]
+    period = len(written) + 1           # of lines: those of a window end with its logits
+    values = dict(inputs)
+    for i, tensor in enumerate(written):
+        rows = [np.frombuffer(bytes.fromhex(line), np.int8) for line in lines[i::period]]
+        values[tensor] = np.stack(rows).reshape(-1, *graph.tensors[tensor].shape)
+    for n in graph.nodes:           # views and constants, for which no kernel runs
+        if n.output not in values:
+            reference.execute([n], values)
+    return values
+
+
+def _model(built: Built) -> tuple[Graph, Manifest, Core]:
     manifest, graph = target.open_run(built.path.parent.parent)
-    core = replace(CORES[built.notes["core"]], wide=built.notes["weights"] == 16)
-    return emulated(graph, manifest, core, inputs)
+    return graph, manifest, replace(CORES[built.notes["core"]], wide=built.notes["weights"] == 16)
 
 
 def emulated(graph: Graph, manifest: Manifest | None, core: Core, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """int8 logits (window, class) of a graph on an emulated core."""
+    _, lines = _emulate(graph, manifest, core, inputs)
+    return np.array([line.split() for line in lines], np.int64).astype(np.int8)
+
+
+def _emulate(graph: Graph, manifest: Manifest | None, core: Core, inputs: dict[str, np.ndarray], flags=()):
+    """(source, lines that the image printed): one for each window, behind those of a trace."""
     source = c_model.generate(graph, manifest, core, ("window",))
     arrays = [np.ascontiguousarray(inputs[name], np.int8) for name in graph.inputs]
-    classes, count = graph.tensors[graph.output].shape[0], len(arrays[0])
     on = emulate.machine(core.name)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         twin.write(source, out)
         windows = out / "windows.bin"
-        windows.write_bytes(struct.pack("<I", count) + b"".join(
+        windows.write_bytes(struct.pack("<I", len(arrays[0])) + b"".join(
             b"".join(x.tobytes() for x in window) for window in zip(*arrays, strict=True)))
+        sizes = (f"-DRUN_INPUT_BYTES={sum(a[0].size for a in arrays)}",
+                 f"-DRUN_CLASSES={graph.tensors[graph.output].shape[0]}")
         elf = toolchain.image(
             core.name, [RUN, toolchain.SEMIHOST, out / "model.c", out / "kernels.c",
                         *(toolchain.KERNELS / name for name in twin.ENGINE), *twin.sources(source.kernels)],
-            out / "run.elf", on.flash, on.ram, stack=8192, include=[out],
-            flags=[*SECTION, f"-DRUN_INPUT_BYTES={sum(a[0].size for a in arrays)}", f"-DRUN_CLASSES={classes}"])
+            out / "run.elf", on.flash, on.ram, stack=8192, include=[out], flags=[*SECTION, *sizes, *flags])
         done = emulate.run(elf, on, words=os.fspath(windows), seconds=600)
-    rows = [line.split() for line in done.text.splitlines() if line and not line.startswith("stack")]
-    if done.code or len(rows) != count:
-        raise UserError(f"the emulated image ended with {done.code} and printed\n{done.text[-1000:]}",
-                        f"{count} lines of logits")
-    return np.array(rows, np.int64).astype(np.int8)
+    lines = done.text.splitlines()
+    if done.code or not lines:
+        raise UserError(f"the emulated image ended with {done.code} and printed\n{done.text[-1000:]}", "logits")
+    return source, lines
 
 
 def flash(built: Built, port: str | None) -> None:
