@@ -55,11 +55,14 @@ def conv(out: int, depth: int, kernel: int, shape, stride: int = 1, groups: int 
 
 
 def weights(shape: tuple[int, ...], seed: int) -> dict:
-    """Random weights; multipliers that spread the output over the codes, as training leaves them."""
+    """Normal weights whose largest is a channel's full scale, and multipliers that spread the output over the codes, as
+    training leaves them. The sums that fit 16 bits, and so the work of a core without DSP, depend on the weights."""
     import numpy as np
     rng = np.random.default_rng(seed)
-    reach = 2.0 ** 32 * 60 / (73 * 73 * math.sqrt(math.prod(shape[1:])))
-    return {"weight": rng.integers(-127, 128, shape).astype(np.int8), "shift": np.zeros(shape[0], np.int8),
+    real = rng.normal(0, 1, shape)
+    codes = np.rint(127 * real / np.abs(real).reshape(shape[0], -1).max(1).reshape(-1, *(1,) * (len(shape) - 1)))
+    reach = 2.0 ** 32 * 60 / (73 * 50 * math.sqrt(math.prod(shape[1:])))
+    return {"weight": codes.astype(np.int8), "shift": np.zeros(shape[0], np.int8),
             "bias": rng.integers(-9000, 9000, shape[0]).astype(np.int32),
             "mul": np.minimum(rng.uniform(0.3, 1, shape[0]) * reach, 2 ** 31 - 1).astype(np.int32),
             "weight_scale": np.ones(shape[0], np.float32)}

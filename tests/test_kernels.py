@@ -32,12 +32,12 @@ def test_the_shapes_have_the_work_that_the_peers_were_counted_on():
     assert macs["deep q"] - macs["attention"] == macs["deep v"] - macs["attention"] == macs["attention"] // 2
 
 
-@pytest.mark.parametrize("core", ["m4", "m33"])
+@pytest.mark.parametrize("core", ["m0plus", "m4", "m55"])
 def test_every_layer_needs_fewer_instructions_than_the_best_peer(core, capsys):
     rows = measured(core, capsys)
     assert {r["shape"] for r in rows} == set(kernels.SHAPES)
     assert all(r["each"] < r["cmsis_nn"] and r["cmsis_nn_over_this"] > 1 for r in rows)
-    assert {r["weight_bits"] for r in rows} == {8, 16}
+    assert {r["weight_bits"] for r in rows} == ({8, 16} if core == "m4" else {8})
     assert all(100 < r["code_bytes"] < 12_000 for r in rows)
     softmax, products = (next(r for r in rows if r["shape"] == s) for s in ("softmax", "products"))
     assert softmax["instructions"] > 0 and products["instructions"] > 0
