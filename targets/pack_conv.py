@@ -36,8 +36,11 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
 def dense(graph: Graph, n: Node, core: Core) -> Layer:
     """(feature,) -> (out,)."""
     weight = n.params["weight"].reshape(len(n.params["weight"]), -1)
-    if not core.dsp:
+    if core.plain:
         return _dense_layer(n, "dense", Array("int8_t", weight.reshape(-1)), _rescale(n))
+    if core.mve or core.swar:
+        from targets import pack_mve, pack_swar
+        return (pack_mve if core.mve else pack_swar).dense(graph, n, core)
     narrow = not core.wide and not n.params["shift"].any()
     steps = _in_fours(_shifted(n).reshape(weight.shape))                # (out, step, 2)
     steps = np.pad(steps, [(0, -len(steps) % 4), (0, steps.shape[1] % 2), (0, 0)])
@@ -100,7 +103,8 @@ def _one_column(graph: Graph, n: Node) -> bool:
     """A 1x1 convolution of a single column is a dense layer: channels lie side by side, except in a stream's state."""
     shape = graph.tensors[n.inputs[0]].shape
     local = graph.local_nodes()[0] if graph.boundary is not None else []
-    return shape[1:] == (1, 1) and n.params["weight"].shape[1:] == (shape[0], 1) and not any(n is m for m in local)
+    alone = shape[1:] == (1, 1) and not any(n.attrs["pad"])
+    return alone and n.params["weight"].shape[1:] == (shape[0], 1) and not any(n is m for m in local)
 
 
 def _shifted(n: Node) -> np.ndarray:

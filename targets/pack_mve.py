@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions for the vectors of the Cortex-M55: conv_mve.c."""
+"""Convolutions and dense layers for the vectors of the Cortex-M55: conv_mve.c, fir_mve.c, dense_mve.c."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from compress.graph import Graph, Node
 from targets import pack_conv
-from targets.pack import CORES, Array, Core, Layer
+from targets.pack import CORES, Array, Core, Layer, scales
 
 LANES = 16                                  # codes of a vector
-COLUMNS, QUAD = 16, 4                       # as in conv_mve.c
+COLUMNS, QUAD = 16, 4                       # as in conv_mve.c and dense_mve.c
 FIR_COLUMNS, TILE = 8, 128                  # as in fir_mve.c
 MAX_STRIDE = 255 // (LANES - 1)             # offsets of a vector's loads are bytes
 
@@ -33,6 +33,18 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
         scratch = (1 + vectors * (1 if vectors > 2 else 4)) * COLUMNS * LANES + QUAD * share
     return replace(plain, kernel="fir_mve" if depth == 1 else "conv_mve", scratch=scratch,
                    fields=plain.fields | {"weight": Array("int8_t", codes)})
+
+
+def dense(graph: Graph, n: Node, core: Core) -> Layer:
+    """(feature,) -> (out,). A layer with a shift stays plain."""
+    plain = pack_conv.dense(graph, n, CORES["host"])
+    if n.params["shift"].any():
+        return plain
+    weight, more = n.params["weight"].reshape(len(n.params["weight"]), -1), -len(n.params["weight"]) % QUAD
+    codes = np.pad(weight.reshape(-1), (0, more * weight.shape[1] + LANES - 1))
+    rescale = scales(np.pad(n.params["bias"], (0, more)), np.pad(n.params["mul"], (0, more)))
+    return replace(plain, kernel="dense_mve",
+                   fields=plain.fields | {"weight": Array("int8_t", codes), "scale": rescale})
 
 
 def _ceil(count: int, to: int) -> int:

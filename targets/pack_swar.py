@@ -36,6 +36,14 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
                    fields=plain.fields | {"weight": Array("uint8_t", np.frombuffer(codes, np.uint8))})
 
 
+def dense(graph: Graph, n: Node, core: Core) -> Layer:
+    """(feature,) -> (out,): dense_four.c."""
+    weight = n.params["weight"].reshape(len(n.params["weight"]), -1)
+    fours = np.pad(weight, [(0, -len(weight) % 4), (0, 0)]).reshape(-1, 4, weight.shape[1]).swapaxes(1, 2)
+    plain = pack_conv.dense(graph, n, CORES["host"])
+    return replace(plain, kernel="dense_four", fields=plain.fields | {"weight": Array("int8_t", fours.reshape(-1))})
+
+
 def weights(codes: np.ndarray, low: int, high: int) -> bytes:
     """The kernel's string of bytes for int8 codes (out, tap) that meet inputs of low .. high."""
     parts = []

@@ -8,7 +8,7 @@
 #include <arm_mve.h>
 
 #define NOINLINE __attribute__((noinline))      /* or the compiler's registers run out */
-#define HIDE(pointer) __asm__("" : "+r"(pointer))       /* what the compiler does not know, it cannot step or count by */
+#define HIDE(pointer) __asm__("" : "+r"(pointer))       /* the compiler forgets where it points */
 
 enum {
     LANES = 16,                 /* codes of a vector */
@@ -16,9 +16,9 @@ enum {
     QUAD = 4                    /* output columns that are requantized together */
 };
 
-/* What a block of output columns needs. x: vectors [quad][tap / 16][column % 4][tap % 16], 0 behind the last tap; weight:
- * rows of `taps`, with anything behind the last; to: the first channel's row at the first column, `rows` bytes to the
- * next channel's. */
+/* What a block of output columns needs. x: vectors [quad][tap / 16][column % 4][tap % 16], 0 behind the
+ * last tap; weight: rows of `taps`, with anything behind the last; to: the first channel's row at the
+ * first column, `rows` bytes to the next channel's. */
 typedef struct {
     const int8_t *x, *weight;
     const ecg_scale *scale;
@@ -26,8 +26,10 @@ typedef struct {
     int32_t channels, columns, taps, rows;
 } mve_block;
 
-/* COLUMNS codes from column `start` of a row on, where `at` points, `stride` columns apart; 0 where there are none */
-static NOINLINE int8x16_t edge(const ecg_view *in, const int8_t *at, int32_t start, int32_t stride, uint8x16_t steps)
+/* COLUMNS codes from column `start` of a row on, where `at` points, `stride` columns apart; 0 where there
+ * are none */
+static NOINLINE int8x16_t edge(const ecg_view *in, const int8_t *at, int32_t start, int32_t stride,
+                               uint8x16_t steps)
 {
     int32_t low = in->first - start, high = in->end - start;
     mve_pred16_t there;
@@ -38,12 +40,13 @@ static NOINLINE int8x16_t edge(const ecg_view *in, const int8_t *at, int32_t sta
     return vldrbq_gather_offset_z_s8(at, steps, there);
 }
 
-/* Transpose the input of COLUMNS output columns, the first of which meets input column `start` with its first tap.
- * quad: bytes from one quad of columns to the next. */
-static NOINLINE void transpose(const ecg_conv_layer *l, const ecg_view *in, const int8_t *row, int32_t start, int8_t *half,
-                               int8_t *x, int32_t quad)
+/* Transpose the input of COLUMNS output columns, the first of which meets input column `start` with its
+ * first tap. quad: bytes from one quad of columns to the next. */
+static NOINLINE void transpose(const ecg_conv_layer *l, const ecg_view *in, const int8_t *row, int32_t start,
+                               int8_t *half, int8_t *x, int32_t quad)
 {
-    int32_t kernel = l->kernel, stride = l->stride, taps = l->in / l->groups * kernel, rows = in->pitch * l->leads, k = 0;
+    int32_t kernel = l->kernel, stride = l->stride, taps = l->in / l->groups * kernel;
+    int32_t rows = in->pitch * l->leads, k = 0;
     uint8x16_t steps = vmulq_n_u8(vidupq_n_u8(0, 1), (uint8_t)stride);
     int inside = start >= in->first && start + (COLUMNS - 1) * stride + kernel <= in->end;
 
@@ -67,29 +70,31 @@ static NOINLINE void transpose(const ecg_conv_layer *l, const ecg_view *in, cons
         }
         for (i = LANES - some; i > 0; i--, to += COLUMNS)
             vstrbq_s8(to, vdupq_n_s8(0));
-        for (i = LANES / QUAD, to = half; i > 0; i--, to += QUAD * COLUMNS) {       /* four taps' codes of each column */
+        to = half;                          /* four taps' codes of each column */
+        for (i = LANES / QUAD; i > 0; i--, to += QUAD * COLUMNS) {
             int8x16x4_t four = {{vldrbq_s8(to), vldrbq_s8(to + COLUMNS), vldrbq_s8(to + 2 * COLUMNS),
                                  vldrbq_s8(to + 3 * COLUMNS)}};
 
             vst4q_s8(to, four);
         }
-        to = x;
-        for (int8_t *from = half; from < half + QUAD * LANES; from += LANES, to += quad) {      /* 16 taps' codes of each column */
+        to = x;                             /* 16 taps' codes of each column */
+        for (int8_t *from = half; from < half + QUAD * LANES; from += LANES, to += quad) {
             int8x16_t a = vldrbq_s8(from), b = vldrbq_s8(from + QUAD * COLUMNS);
             int8x16_t c = vldrbq_s8(from + 2 * QUAD * COLUMNS), d = vldrbq_s8(from + 3 * QUAD * COLUMNS);
             int32x4x4_t four = {{vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b), vreinterpretq_s32_s8(c),
                                  vreinterpretq_s32_s8(d)}};
             int8_t *at = to;
 
-            HIDE(at);           /* gcc 12 steps on with a register, which this instruction cannot */
+            HIDE(at);       /* or gcc 12 steps on by a register, which the last store cannot */
             vst4q_s32((int32_t *)(void *)at, four);
         }
     }
 }
 
-/* Requantize four columns of two channels: the first one's codes lie in byte 0 of each word, the other's in byte 2. */
-static inline int32x4_t requantize(const int32_t *a, const int32_t *b, int32_t bias0, int32_t bias1, int32x4_t mul0,
-                                   int32x4_t mul1, const int relu)
+/* Requantize four columns of two channels: the first one's codes lie in byte 0 of each word, the other's
+ * in byte 2. */
+static inline int32x4_t requantize(const int32_t *a, const int32_t *b, int32_t bias0, int32_t bias1,
+                                   int32x4_t mul0, int32x4_t mul1, const int relu)
 {
     int32x4_t sum0 = {a[0], a[1], a[2], a[3]}, sum1 = {b[0], b[1], b[2], b[3]};
     int16x8_t both;
@@ -109,7 +114,7 @@ static inline void few_taps(const mve_block *b, const int32_t vectors, const int
     const ecg_scale *scale = b->scale;
     int8_t *to = b->to;
 
-    for (int32_t left = b->channels; left > 0; left -= 2, weight += 2 * b->taps, scale += 2, to += 2 * b->rows) {
+    for (int32_t left = b->channels; left > 0; left -= 2) {
         int32_t other = left > 1;               /* an odd last channel is computed twice */
         const int8_t *x = b->x, *next = weight + other * b->taps;
         int8_t *to0 = to, *to1 = to + other * b->rows;
@@ -144,6 +149,9 @@ static inline void few_taps(const mve_block *b, const int32_t vectors, const int
             to0 += QUAD;
             to1 += QUAD;
         }
+        weight += 2 * b->taps;
+        scale += 2;
+        to += 2 * b->rows;
     }
 }
 
@@ -168,7 +176,7 @@ static inline void many_taps(const mve_block *b, const int relu)
             int32_t sum0[QUAD] = {0, 0, 0, 0}, sum1[QUAD] = {0, 0, 0, 0};
             int32x4_t code;
 
-            for (const int8_t *end = x + quad; x != end; x += QUAD * LANES, weight0 += LANES, weight1 += LANES) {
+            for (const int8_t *end = x + quad; x != end; x += QUAD * LANES) {
                 int8x16_t w0 = vldrbq_s8(weight0), w1 = vldrbq_s8(weight1);
 
 #pragma GCC unroll 4
@@ -178,7 +186,9 @@ static inline void many_taps(const mve_block *b, const int relu)
                     sum0[j] = vmladavaq_s8(sum0[j], v, w0);
                     sum1[j] = vmladavaq_s8(sum1[j], v, w1);
                 }
-                HIDE(x);        /* with a counter of its own the loop would have a register too few */
+                weight0 += LANES;
+                weight1 += LANES;
+                HIDE(x);    /* or the loop gets a counter of its own, and has a register too few */
             }
             code = requantize(sum0, sum1, bias0, bias1, mul0, mul1, relu);
             vstrbq_s32(to0, code);
@@ -189,6 +199,7 @@ static inline void many_taps(const mve_block *b, const int relu)
     }
 }
 
+/* The forms that nets need, each with all registers for itself */
 static NOINLINE void one_vector(const mve_block *b)
 {
     few_taps(b, 1, 0);
@@ -222,9 +233,9 @@ static NOINLINE void vectors_relu(const mve_block *b)
 static void (*const products[2][3])(const mve_block *) = {
     {one_vector, two_vectors, vectors}, {one_vector_relu, two_vectors_relu, vectors_relu}};
 
-/* conv1d with channels or taps to sum over, without shifts. layer: ecg_conv_layer, weight: int8 (out, in / groups *
- * kernel) and 15 bytes that are read but do not matter. scratch: COLUMNS * LANES bytes, as many for every 16 taps or part
- * of them (four times as many up to 32 taps), and QUAD * out / groups. */
+/* conv1d with channels or taps to sum over, without shifts. layer: ecg_conv_layer, weight: int8 (out, in /
+ * groups * kernel) and 15 bytes that are read but do not matter. scratch: COLUMNS * LANES bytes, as many
+ * for every 16 taps or part of them (four times as many up to 32 taps), and QUAD * out / groups. */
 void ecg_conv_mve(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_conv_layer *l = layer;

@@ -2,23 +2,25 @@
  *
  * Convolution for cores without vectors: two products in one 32-bit multiplication (Cortex-M0+, M3).
  *
- * Codes of two columns share a word: x = x0 + x1 * 2^16. Then w * x holds both products, and a sum of such words holds
- * both sums while each of them fits 16 bits. The packer knows the weights, so it cuts the taps of an output channel
- * into chunks whose sums fit whatever the input is. Behind each chunk the sum a = a0 + a1 * 2^16 is flushed:
+ * Codes of two columns share a word: x = x0 + x1 * 2^16. Then w * x holds both products, and a sum of such
+ * words holds both sums while each of them fits 16 bits. The packer knows the weights, so it cuts the taps
+ * of an output channel into chunks whose sums fit whatever the input is. Behind each chunk the sum a = a0
+ * + a1 * 2^16 is flushed:
  *
  *     total += a                      modulo 2^32
  *     high  += (a >> 16) + bit 15     exactly a1: bit 15 is set when a0 < 0 has borrowed from a1
  *
  * and at the end  sum of a1 = high,  sum of a0 = total - high * 2^16.
  *
- * Weights are a string of bytes. First, for every output channel, `split`: 0, or the number of low bits of its
- * multiplier that requantization takes apart. Then, for every output channel: chunks, each a byte that tells the number
- * of its taps (see below) and its weights; then a 0. One byte behind the last 0 may be read. */
+ * Weights are a string of bytes. First, for every output channel, `split`: 0, or the number of low bits of
+ * its multiplier that requantization takes apart. Then, for every output channel: chunks, each a byte that
+ * tells the number of its taps (see below) and its weights; then a 0. One byte behind the last 0 may be
+ * read. */
 #include "ecg_swar.h"
 
 enum {
     COLUMNS = SWAR_COLUMNS,
-    GROUPS = 16,                /* groups of columns or channels that are summed before they are requantized */
+    GROUPS = 16,                /* of columns or channels that are summed before they are requantized */
     TILE = 16                   /* columns side by side in a lane of a FIR */
 };
 
@@ -34,8 +36,8 @@ static inline int8_t code_at(const ecg_view *in, const int8_t *row, int32_t colu
     return column >= in->first && column < in->end ? row[column - in->first] : 0;
 }
 
-/* The codes that the taps of COLUMNS output columns meet, as two words for each tap. row: the first channel's; start:
- * the input column that the first tap of the first column meets. */
+/* The codes that the taps of COLUMNS output columns meet, as two words for each tap. row: the first
+ * channel's; start: the input column that the first tap of the first column meets. */
 static void gather(const ecg_conv_layer *l, const ecg_view *in, const int8_t *row, int32_t start, uint32_t *x)
 {
     int32_t s = l->stride, kernel = l->kernel, rows = in->pitch * l->leads;
@@ -67,17 +69,18 @@ static int quick(const ecg_conv_layer *l)
 }
 
 /* Any layer: the first `count` of COLUMNS sums of output channel o */
-static void few_codes(const ecg_conv_layer *l, int32_t o, const int32_t *sum, int32_t apart, int32_t count, int8_t *to)
+static void few_codes(const ecg_conv_layer *l, int32_t o, const int32_t *sum, int32_t apart, int32_t count,
+                      int8_t *to)
 {
     for (int32_t j = 0; j < count; j++)
         to[j * apart] = ecg_requantize(sum[j] + l->scale[o].bias, l->scale[o].mul, l->shift ? l->shift[o] : 0,
                                        l->relu ? 0 : -128);
 }
 
-/* `count` columns, at most COLUMNS, of the output channels o .. stop - 1. to: where the first one's go; rows: bytes to
- * the next channel. Returns what follows their weights. */
-static const uint8_t *block(const ecg_conv_layer *l, int32_t o, int32_t stop, const uint8_t *weight, const uint32_t *x,
-                            int32_t *sum, int32_t count, int8_t *to, int32_t rows)
+/* `count` columns, at most COLUMNS, of the output channels o .. stop - 1. to: where the first one's go;
+ * rows: bytes to the next channel. Returns what follows their weights. */
+static const uint8_t *block(const ecg_conv_layer *l, int32_t o, int32_t stop, const uint8_t *weight,
+                            const uint32_t *x, int32_t *sum, int32_t count, int8_t *to, int32_t rows)
 {
     for (int32_t n; o < stop; o += n, to += n * rows) {
         n = stop - o < GROUPS ? stop - o : GROUPS;
@@ -97,8 +100,8 @@ static const uint8_t *block(const ecg_conv_layer *l, int32_t o, int32_t stop, co
     return weight;
 }
 
-/* conv1d with channels or taps to sum over. layer: ecg_conv_layer, weight as above. scratch: GROUPS * COLUMNS sums, and
- * two words for each of in / groups * kernel taps and one tap more. */
+/* conv1d with channels or taps to sum over. layer: ecg_conv_layer, weight as above. scratch: GROUPS *
+ * COLUMNS sums, and two words for each of in / groups * kernel taps and one tap more. */
 void ecg_conv_swar(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_conv_layer *l = layer;
@@ -118,28 +121,30 @@ void ecg_conv_swar(const void *layer, const ecg_view *in, const ecg_view *out, v
                 if (t > columns - count)
                     t = columns - count;            /* some columns are computed again, to the same values */
                 gather(l, in, row, (out->first + t) * l->stride - l->pad, x);
-                next = block(l, g * share, (g + 1) * share, weight, x, scratch, count, to + t, out->pitch * l->leads);
+                next = block(l, g * share, (g + 1) * share, weight, x, scratch, count, to + t,
+                             out->pitch * l->leads);
             }
             weight = next;
         }
     }
 }
 
-/* The codes that the columns j, j + side, j + 2 * side, j + 3 * side, j = 0 .. side - 1, meet: two words for each input
- * column that the first lane sees. start: the first of these. */
-static void spread(const ecg_conv_layer *l, const ecg_view *in, const int8_t *row, int32_t start, int32_t side,
-                   uint32_t *x)
+/* The codes that the columns j, j + side, j + 2 * side, j + 3 * side, j = 0 .. side - 1, meet: two words
+ * for each input column that the first lane sees. start: the first of these. */
+static void spread(const ecg_conv_layer *l, const ecg_view *in, const int8_t *row, int32_t start,
+                   int32_t side, uint32_t *x)
 {
     int32_t stop = start + (side - 1) * l->stride + l->kernel, apart = side * l->stride;
     int32_t low = ecg_clamp(in->first, start, stop), high = ecg_clamp(in->end - 3 * apart, low, stop);
 
     for (int32_t k = start; k < stop; k++, x += 2) {
         if (k == low) {             /* from here to high all lanes have codes */
-            for (const int8_t *at = row + (low - in->first), *end = at + (high - low); at < end; at++, x += 2) {
+            const int8_t *at = row + (low - in->first);
+
+            for (k = low; k < high; k++, at++, x += 2) {
                 x[0] = pair(at[0], at[apart]);
                 x[1] = pair(at[2 * apart], at[3 * apart]);
             }
-            k = high;
             if (k == stop)
                 break;
         }
@@ -148,12 +153,14 @@ static void spread(const ecg_conv_layer *l, const ecg_view *in, const int8_t *ro
     }
 }
 
-/* conv1d with one channel in each group: a filter along time. layer: ecg_conv_layer, weight as above. scratch:
- * TILE * COLUMNS sums, and two words for each of (TILE - 1) * stride + kernel input columns and one more. */
+/* conv1d with one channel in each group: a filter along time. layer: ecg_conv_layer, weight as above.
+ * scratch: TILE * COLUMNS sums, and two words for each of (TILE - 1) * stride + kernel input columns and
+ * one more. */
 void ecg_fir_swar(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_conv_layer *l = layer;
-    int32_t share = l->out / l->groups, columns = out->end - out->first, count = columns < COLUMNS ? columns : COLUMNS;
+    int32_t share = l->out / l->groups;
+    int32_t columns = out->end - out->first, count = columns < COLUMNS ? columns : COLUMNS;
     int32_t *sum = scratch;
     uint32_t *x = (uint32_t *)scratch + TILE * COLUMNS;
 

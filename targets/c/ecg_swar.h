@@ -10,12 +10,13 @@
 enum {
     SWAR_COLUMNS = 4,           /* that are computed together, in two words */
     SWAR_LONGEST = 16,          /* taps of a chunk */
-    SWAR_TAP = 14,              /* a chunk's first byte counts the bytes of machine code that it leaves out: */
-    SWAR_FIRST = 2              /* SWAR_FIRST + (SWAR_LONGEST - taps) * SWAR_TAP */
+    SWAR_TAP = 14,              /* a chunk's first byte tells how much machine code it leaves out: */
+    SWAR_FIRST = 2              /* SWAR_FIRST + (SWAR_LONGEST - taps) * SWAR_TAP bytes */
 };
 
-/* `count` groups of sums, one for each column. x: two words for each tap; in the next group `step` bytes further on.
- * again: the next group has the same weights; else the channel that follows. x and sum end up moved on. */
+/* `count` groups of sums, one for each column. x: two words for each tap; in the next group `step` bytes
+ * further on. again: the next group has the same weights; else the channel that follows. x and sum end up
+ * moved on. */
 typedef struct {
     const uint32_t *x;
     const uint8_t *weight;
@@ -23,8 +24,9 @@ typedef struct {
     int32_t count, step, again;
 } swar_run;
 
-/* `count` groups of sums become codes: the columns of a group lie `apart` bytes apart, groups `step` bytes. next: every
- * group has its own scale and split; else all have the same. What the pointers end up as is not defined. */
+/* `count` groups of sums become codes: the columns of a group lie `apart` bytes apart, groups `step`
+ * bytes. next: every group has its own scale and split; else all have the same. What the pointers end up
+ * as is not defined. */
 typedef struct {
     const int32_t *sum;
     int8_t *to;
@@ -43,8 +45,9 @@ extern void ecg_swar_codes(swar_codes *c);
 #endif
 
 #if defined(__ARM_ARCH_6M__)
-/* The same as the C below. The M0+ multiplies in place and has eight registers that can do everything: r0 r1 x, r2 w,
- * r3 r4 chunk sums, r5 the address of x, r6 that of the weights, r7 zero. r8 r9 total, r10 r11 high. */
+/* The same as the C below. The M0+ multiplies in place and has eight registers that can do everything: r0
+ * r1 x, r2 w, r3 r4 chunk sums, r5 the address of x, r6 that of the weights, r7 zero. r8 r9 total, r10 r11
+ * high. */
 __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   .syntax unified\n"
         "   .thumb\n"
@@ -132,8 +135,8 @@ __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   .size ecg_swar_sums, . - ecg_swar_sums\n"
         "   .text\n");
 
-/* r0 the sums, r1 where to, r2 coarse, r3 fine, r4 split, r5 31 - split; r8 bias, r9 low, r10 apart; see swar_rescale
- * below. */
+/* r0 the sums, r1 where to, r2 coarse, r3 fine, r4 split, r5 31 - split; r8 bias, r9 low, r10 apart; see
+ * swar_rescale below. */
 __asm__("   .section .text.ecg_swar_codes, \"ax\"\n"
         "   .syntax unified\n"
         "   .thumb\n"
@@ -217,8 +220,8 @@ __asm__("   .section .text.ecg_swar_codes, \"ax\"\n"
         "   .text\n");
 
 #elif defined(__ARM_ARCH_7M__)
-/* The same as the C below. r1 the address of x, r2 that of the weights, r3 r4 x, r5 w, r6 r7 chunk sums, r8 r9 total,
- * r10 r11 high. */
+/* The same as the C below. r1 the address of x, r2 that of the weights, r3 r4 x, r5 w, r6 r7 chunk sums,
+ * r8 r9 total, r10 r11 high. */
 __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   .syntax unified\n"
         "   .thumb\n"
@@ -331,9 +334,10 @@ static const uint8_t *ecg_swar_sums(swar_run *run)
         if (run->again)
             weight = run->weight;
         while (*weight) {
+            int32_t taps = SWAR_LONGEST - (*weight++ - SWAR_FIRST) / SWAR_TAP;
             uint32_t a[2] = {0, 0};
 
-            for (int32_t taps = SWAR_LONGEST - (*weight++ - SWAR_FIRST) / SWAR_TAP; taps > 0; taps--, x += 2, weight++) {
+            for (; taps > 0; taps--, x += 2, weight++) {
                 a[0] += (uint32_t)(int8_t)*weight * x[0];
                 a[1] += (uint32_t)(int8_t)*weight * x[1];
             }
@@ -351,7 +355,8 @@ static const uint8_t *ecg_swar_sums(swar_run *run)
     return weight;
 }
 
-/* (sum + bias) * mul, rounded, from two products of 32 bits: acc * mul = (acc * coarse << split) + acc * fine */
+/* (sum + bias) * mul, rounded, from two products of 32 bits: acc * mul = (acc * coarse << split) + acc *
+ * fine */
 static inline int32_t swar_rescale(int32_t acc, int32_t mul, unsigned split)
 {
     int32_t coarse = ((mul >> (split - 1)) + 1) >> 1, fine = mul - (int32_t)((uint32_t)coarse << split);

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Filters along time with the vectors of the Cortex-M55 (MVE): one instruction sums up to 16 taps of a column. */
+ * Filters along time with the vectors of the Cortex-M55 (MVE): one instruction sums up to 16 taps of a
+ * column. */
 #include "ecg_fixed.h"
 #include "ecg_kernels.h"
 
 #if defined(__ARM_FEATURE_MVE)
 #include <arm_mve.h>
+
+#define NOINLINE __attribute__((noinline))      /* or the compiler's registers run out */
 
 enum {
     LANES = 16,                 /* codes of a vector */
@@ -31,15 +34,16 @@ static void copy(const ecg_view *in, const int8_t *row, int32_t start, int32_t b
     }
 }
 
-/* x: what the first of `columns` columns, a multiple of COLUMNS, meets with its first tap; vectors: of weights. */
+/* x: what the first of `columns` columns, a multiple of COLUMNS, meets with its first tap; vectors: of
+ * weights. */
 typedef struct {
     const int8_t *x;
     int32_t vectors, stride, columns, low;
 } fir;
 
 /* One output channel. vectors and stride are constants where this is inlined. */
-static inline void filter(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to, int32_t vectors,
-                          int32_t stride)
+static inline void filter(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to,
+                          int32_t vectors, int32_t stride)
 {
     const int8_t *x = f->x;
     int8x16_t w = vldrbq_s8(weight), low = vdupq_n_s8((int8_t)f->low);
@@ -69,30 +73,30 @@ static inline void filter(const fir *f, const ecg_scale *scale, const int8_t *we
     }
 }
 
-/* The strides of ECG nets, and any other; apart, or the compiler's registers run out */
-static __attribute__((noinline)) void filter1(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
+/* The strides of ECG nets, and any other */
+static NOINLINE void filter1(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
 {
     filter(f, scale, weight, to, 1, 1);
 }
 
-static __attribute__((noinline)) void filter2(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
+static NOINLINE void filter2(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
 {
     filter(f, scale, weight, to, 1, 2);
 }
 
-static __attribute__((noinline)) void filter4(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
+static NOINLINE void filter4(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
 {
     filter(f, scale, weight, to, 1, 4);
 }
 
-static __attribute__((noinline)) void filter_any(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
+static NOINLINE void filter_any(const fir *f, const ecg_scale *scale, const int8_t *weight, int8_t *to)
 {
     filter(f, scale, weight, to, f->vectors, f->stride);
 }
 
-/* conv1d with one channel in each group, without shifts. layer: ecg_conv_layer, weight: int8 (out, kernel), each row
- * filled up to vectors with 0. scratch: TILE - 1 strides and the taps, in whole vectors, and COLUMNS * out / groups
- * bytes. */
+/* conv1d with one channel in each group, without shifts. layer: ecg_conv_layer, weight: int8 (out,
+ * kernel), each row filled up to vectors with 0. scratch: TILE - 1 strides and the taps, in whole vectors,
+ * and COLUMNS * out / groups bytes. */
 void ecg_fir_mve(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_conv_layer *l = layer;
