@@ -9,19 +9,25 @@ typedef struct {
     int32_t size[3], from[3], to[2];    /* a column of the output is 1 byte from the next */
 } block;
 
-/* Codes, brought to another scale where mul is not 0. */
-static void move(const block *b, const int8_t *from, int8_t *to, int32_t mul, unsigned shift)
+/* Codes, brought to another scale where mul is not 0. Small code: one copy serves three kernels. */
+static __attribute__((noinline)) void move(const block *b, const int8_t *from, int8_t *to, int32_t mul, unsigned shift)
 {
+    const int32_t step = b->from[2];
+
     for (int32_t c = 0; c < b->size[0]; c++) {
         for (int32_t l = 0; l < b->size[1]; l++) {
             const int8_t *x = from + c * b->from[0] + l * b->from[1];
             int8_t *y = to + c * b->to[0] + l * b->to[1];
-            if (b->from[2] == 1 && mul == 0) {
-                memcpy(y, x, (size_t)b->size[2]);
-                continue;
+            int32_t n = b->size[2];
+            if (mul) {
+                for (; n > 0; n--, x += step)
+                    *y++ = ecg_requantize(*x, mul, shift, -128);
+            } else if (step == 1) {
+                memcpy(y, x, (size_t)n);
+            } else {
+                for (; n > 0; n--, x += step)
+                    *y++ = *x;
             }
-            for (int32_t n = b->size[2]; n > 0; n--, x += b->from[2])
-                *y++ = mul ? ecg_requantize(*x, mul, shift, -128) : *x;
         }
     }
 }
