@@ -331,6 +331,26 @@ def test_what_does_not_fit_is_refused_in_the_linkers_words(tmp_path):
         image(tmp_path, "m4", "static volatile char big[5 << 20]; int main(void) { return big[9]; }")
 
 
+def test_an_object_of_ours_is_kept_until_its_file_a_header_or_a_flag_changes(tmp_path, monkeypatch):
+    need("m4")
+    ours = tmp_path / "c"
+    ours.mkdir()
+    monkeypatch.setattr(toolchain, "KERNELS", ours)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (ours / "a.c").write_text('#include "a.h"\nint a(void) { return A; }\n')
+    (ours / "a.h").write_text("#define A 1\n")
+
+    def made(*flags) -> tuple[Path, int]:
+        path, = toolchain.compile("m4", [ours / "a.c"], tmp_path, flags=flags)
+        return path, path.stat().st_mtime_ns
+    first = made()
+    assert made() == first and made("-O3")[0] != first[0]
+    (ours / "a.h").write_text("#define A 2\n")
+    assert made()[0] != first[0]
+    (ours / "a.h").write_text("#define A 1\n")
+    assert made() == first
+
+
 def test_wrong_code_is_shown_with_the_compilers_words(tmp_path):
     with pytest.raises(UserError, match=r"main.c:\d+:\d+: error"):
         image(tmp_path, "m4", "int main(void) { return missing_name; }")
