@@ -11,6 +11,7 @@ from pathlib import Path
 from targets import flash_tools
 from targets.flash_stm32 import takes  # noqa: F401  (a serial port here too)
 from targets.flash_tools import DeviceError, wrong_chip
+from train.say import UserError
 
 
 def missing() -> str | None:
@@ -50,7 +51,8 @@ def _converted(elf: Path, chip: str, folder: Path) -> Path:
     code, text = flash_tools.run_tool("esptool", ["--chip", chip, "elf2image", "--output", str(folder / "image.bin"),
                                                   str(elf)], 60)
     if code:
-        raise DeviceError(f"esptool cannot convert {elf}: {flash_tools.last_words(text)}", f"an ELF for {chip}", "")
+        raise UserError(f"esptool cannot convert {elf}: {flash_tools.last_words(text)}", f"an ELF for {chip}",
+                        "build it for this chip, or hand over a .bin file that is")
     return folder / "image.bin"
 
 

@@ -24,7 +24,7 @@ def missing() -> str | None:
 
 def takes(port: str) -> bool:
     """The id of a probe, whole or its beginning, or the serial port that the same probe offers."""
-    return not os.path.isdir(port)
+    return port.startswith("/dev/") or os.sep not in port
 
 
 def hint(board: dict) -> str:

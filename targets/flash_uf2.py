@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -44,9 +45,14 @@ def mounted() -> list[Path]:
         return list(Path("/Volumes").iterdir())
     if os.name == "nt":
         return [Path(f"{letter}:/") for letter in "DEFGHIJKLMNOPQRSTUVWXYZ" if os.path.exists(f"{letter}:/")]
-    lines = Path("/proc/mounts").read_text().splitlines()
-    fields = [line.split() for line in lines]
-    return [Path(f[1].encode().decode("unicode_escape")) for f in fields if f[2] in ("vfat", "msdos", "fuseblk")]
+    return mount_points(Path("/proc/mounts").read_text())
+
+
+def mount_points(text: str) -> list[Path]:
+    """Where /proc/mounts says that FAT volumes are mounted; blanks in a name are written there as \\040."""
+    fields = [line.split() for line in text.splitlines()]
+    return [Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), f[1])) for f in fields
+            if f[2] in ("vfat", "msdos", "fuseblk")]
 
 
 def read_info(volume: Path) -> dict[str, str]:

@@ -96,6 +96,34 @@ def test_esptool_writes_and_compares_md5(tmp_path):
     assert done["bytes"] == 2500 and "MD5" in done["verified"]
 
 
+# a function and a table, each where the chip maps its flash
+RISCV = """
+const int table[64] = {1, 2, 3};
+volatile int sum;
+void _start(void) { for (;;) sum += table[sum & 63]; }
+"""
+RISCV_LINK = """ENTRY(_start) SECTIONS {
+    .flash.text 0x42000020 : { *(.text*) }
+    .flash.rodata 0x3c010020 : { *(.rodata*) }
+    .bss 0x3fc80000 (NOLOAD) : { *(.sbss*) *(.bss*) }
+    /DISCARD/ : { *(.comment) *(.eh_frame*) } }
+"""
+
+
+@needs("esptool")
+@needs("ziglang")
+def test_esptool_converts_an_elf_of_its_chip_and_no_other(tmp_path):
+    (tmp_path / "a.c").write_text(RISCV)
+    (tmp_path / "a.ld").write_text(RISCV_LINK)
+    subprocess.run([sys.executable, "-m", "ziglang", "cc", "-target", "riscv32-freestanding", "-O1", "-nostdlib",
+                    "-fno-sanitize=undefined", "a.c", "-Wl,-T,a.ld", "-o", "a.elf"], cwd=tmp_path, check=True)
+    with loaders.Esp(size=1 << 17) as chip:
+        flash.flash(tmp_path / "a.elf", ESP, chip.port)
+        assert chip.flash[0x1000] == 0xE9 and (1).to_bytes(4, "little") + b"\2\0\0\0\3" in chip.flash
+        with pytest.raises(UserError, match="cannot convert"):
+            flash.flash(firmware(tmp_path), ESP, chip.port)
+
+
 @needs("esptool")
 @pytest.mark.parametrize("chip, error, words", [
     ({"chip_id": 9}, UserError, "is ESP32-S3, not that of Simulated C3; nothing was written"),
@@ -323,6 +351,14 @@ def test_a_loader_that_hangs_is_ended(monkeypatch, tmp_path):
     (tmp_path / "sleeper.py").write_text("import time; print('waiting'); time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert flash_tools.run_tool("sleeper", [], 1.0) == (-1, "waiting\n")
+
+
+def test_mounted_fat_volumes_are_found_under_their_own_names():
+    text = "proc /proc proc rw 0 0\n/dev/sda1 /media/me/RPI-RP2 vfat rw 0 0\n" \
+           "/dev/sdb1 /media/me/Müll\\040eimer vfat rw 0 0\n/dev/sdc1 / ext4 rw 0 0\n"
+    assert flash_uf2.mount_points(text) == [Path("/media/me/RPI-RP2"), Path("/media/me/Müll eimer")]
+    if sys.platform == "linux":
+        assert all(isinstance(path, Path) for path in flash_uf2.mounted())
 
 
 def test_an_emulated_machine_cannot_be_flashed(tmp_path):
