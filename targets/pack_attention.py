@@ -10,10 +10,11 @@ WINDOWS = ("global", "band", "block", "neighbourhood")     # in the order of the
 # The DSP kernel pairs keys once for many queries: all that a query sees where they fit into PAIRED bytes, else those
 # that fit into SOME bytes for a block of queries, whose scores fit into ROWS bytes.
 PAIRED, SOME, ROWS, BLOCK = 2048, 256, 1600, 8
+SLACK = 20          # queries of a moving window whose keys are kept together, so that few keys are paired again
 
 
 def attention(graph: Graph, n: Node, core: Core) -> Layer:
-    """The plain kernel of any core, or the DSP one, which wants more scratch."""
+    """The layer of the kernel for a core."""
     (channels, leads, _), (wide, _, _) = (graph.tensors[t].shape for t in (n.inputs[0], n.output))
     heads, bias = n.attrs["heads"], n.params.get("bias")
     fields = {
@@ -24,10 +25,21 @@ def attention(graph: Graph, n: Node, core: Core) -> Layer:
         "pair": int(len(n.inputs) == 5), "window": WINDOWS.index(n.attrs["window"]),
         "heads": heads, "d": channels // heads, "dv": wide // heads, "leads": leads, "size": n.attrs["size"],
     }
-    dsp = core.dsp and _least(graph, n) >= 4
-    fields["block"], fields["paired"] = dials = _dials(graph, n) if dsp else (1, 4)
-    scratch = _scratch(graph, n, *dials) if dsp else 4 * _maps(n) * keys_seen(n, graph.tensors[n.inputs[1]].shape[2])
-    return Layer("attention_dsp" if dsp else "attention", "ecg_attention_layer", fields, scratch)
+    kernel, block, paired, scratch = _form(graph, n, core)
+    return Layer(kernel, "ecg_attention_layer", fields | {"block": block, "paired": paired}, scratch)
+
+
+def _form(graph: Graph, n: Node, core: Core) -> tuple[str, int, int, int]:
+    """(kernel, queries at a time, keys that it keeps side by side, bytes of scratch)."""
+    seen = keys_seen(n, graph.tensors[n.inputs[1]].shape[2])
+    if core.dsp and _least(graph, n) >= 4:
+        block, paired = _dials(graph, n)
+        return "attention_dsp", block, paired, _scratch(graph, n, block, paired)
+    if core.mve:
+        room, kept = -(-seen // 8) * 8, _keys(graph, n, SLACK)
+        depth = -(-_depth(graph, n) // 16) * 16
+        return "attention_mve", 1, kept, (_maps(n) * kept + 1) * depth + (4 + 2 * _maps(n)) * room
+    return "attention", 1, 4, 4 * _maps(n) * seen
 
 
 def _least(graph: Graph, n: Node) -> int:
@@ -61,9 +73,7 @@ def _rows(graph: Graph, n: Node, block: int) -> int:
 def _dials(graph: Graph, n: Node) -> tuple[int, int]:
     """(queries at a time, keys that are kept paired)."""
     queries, keys = (graph.tensors[t].shape[2] for t in n.inputs[:2])
-    moving = n.attrs["window"] in ("band", "neighbourhood")
-    # windows that move: all keys of some queries, so that few keys are paired again
-    whole = -(-min(_keys(graph, n, 20 if moving else 2), keys) // 4) * 4
+    whole = -(-min(_keys(graph, n, SLACK), keys) // 4) * 4
     if queries > 2 and 2 * _maps(n) * whole * _depth(graph, n) <= PAIRED:
         return 2, whole
     most = min(BLOCK, queries + queries % 2)

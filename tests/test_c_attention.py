@@ -19,7 +19,7 @@ from targets.stream import first_needed
 from tests import cimage, ckernels, graphs
 
 CORES = ("host", "m4")      # the plain kernel, and the DSP one by its portable twin
-SOURCES = ("attention.c", "attention_dsp.c")
+SOURCES = ("attention.c", "attention_dsp.c", "attention_mve.c")
 
 
 def kernels():
@@ -205,11 +205,10 @@ def image_case(form: dict, core: str, gap: int = 0) -> cimage.Case:
 
 
 @pytest.mark.parametrize(("core", "using"), [("m4", "gcc"), ("m4", "zig"), ("m33", "gcc"), ("m0plus", "gcc"),
-                                             ("m3", "zig"), ("m55", "zig")])
+                                             ("m3", "zig"), ("m55", "zig"), ("m55", "gcc")])
 def test_an_emulated_core_computes_the_codes_of_the_reference(core, using):
     cases = [image_case(form, core, gap=i % 4) for i, form in enumerate(random_forms(48))]
-    sources = SOURCES if pack.CORES[core].dsp else SOURCES[:1]
-    cimage.check(core, list(sources), cases, using)
+    cimage.check(core, list(SOURCES), cases, using)
 
 
 def test_a_block_of_25_keys_takes_the_instructions_of_a_good_kernel():

@@ -65,7 +65,8 @@ typedef struct {
     int32_t score_mul, out_mul, score_mul2, out_mul2;       /* ...2: of the second map */
     uint8_t score_shift, score_shift2, pair, window;        /* pair 1: q2 and k2 are there */
     uint16_t heads, d, dv, leads, size;                     /* d, dv: channels per head of q and k, and of v */
-    uint16_t block, paired;     /* attention_dsp: queries it takes at a time, even; keys it keeps paired, a multiple of 4 */
+    uint16_t block, paired;     /* attention_dsp: queries it takes at a time, even; keys it keeps paired, a multiple of 4.
+                                 * attention_mve: keys it keeps side by side. They decide how much scratch there is. */
 } ecg_attention_layer;
 
 /* Elementwise. Extents are those of the output; bit 0, 1, 2 of `repeat` says that the operand has size 1 along channel,
@@ -151,8 +152,16 @@ enum {
 #undef ECG_KERNEL
     ECG_KERNELS = 64
 };
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define ECG_KERNEL(number, name) extern ecg_kernel ecg_##name;
 #include "ecg_kernels.def"
 #undef ECG_KERNEL
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
