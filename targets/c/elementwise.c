@@ -84,11 +84,10 @@ void ecg_table(const void *layer, const ecg_view *in, const ecg_view *out, void 
         const int8_t *x = row, *end = row + columns, *four = row + (columns & ~3);
         int8_t *to = to_row;
         for (; x != four; x += 4, to += 4) {
-            const int8_t a = table[x[0]], b = table[x[1]], c = table[x[2]], d = table[x[3]];
-            to[0] = a;
-            to[1] = b;
-            to[2] = c;
-            to[3] = d;
+            to[0] = table[x[0]];
+            to[1] = table[x[1]];
+            to[2] = table[x[2]];
+            to[3] = table[x[3]];
         }
         while (x != end)
             *to++ = table[*x++];
