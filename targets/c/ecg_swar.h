@@ -67,18 +67,18 @@ __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   ldr r1, [r0, #12]\n"
         "   mov lr, r1\n"
         "   movs r7, #0\n"
-        "1: mov r8, r7\n"                   /* a group */
+        "1: mov r8, r7\n"                       /* a group */
         "   mov r9, r7\n"
         "   mov r10, r7\n"
         "   mov r11, r7\n"
-        "2: ldrb r0, [r6]\n"                /* a chunk: the first tap sets the sums, */
+        "2: ldrb r0, [r6]\n"                    /* a chunk: the first tap sets the sums, */
         "   adds r6, #1\n"
         "   ldrsb r2, [r6, r7]\n"
         "   adds r6, #1\n"
         "   ldmia r5!, {r3, r4}\n"
         "   muls r3, r2, r3\n"
         "   muls r4, r2, r4\n"
-        "   add pc, r0\n"                   /* the others are entered in the middle */
+        "   add pc, r0\n"                       /* the others are entered in the middle */
         "   nop\n"
         "   b 3f\n"
         ".rept 15\n"
@@ -91,7 +91,7 @@ __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   adds r4, r4, r1\n"
         ".endr\n"
         "   add r8, r3\n"
-        "   asrs r3, r3, #16\n"             /* the carry is bit 15 */
+        "   asrs r3, r3, #16\n"                 /* the carry is bit 15 */
         "   adcs r3, r7\n"
         "   add r10, r3\n"
         "   add r9, r4\n"
@@ -159,7 +159,7 @@ __asm__("   .section .text.ecg_swar_codes, \"ax\"\n"
         "   mov r9, r1\n"
         "   ldr r1, [r0, #4]\n"
         "   ldr r0, [r0, #0]\n"
-        "1: mov r7, r12\n"   /* a group: its scale */
+        "1: mov r7, r12\n"                      /* a group: its scale */
         "   ldr r6, [r7, #24]\n"
         "   ldmia r6!, {r3, r5}\n"
         "   mov r8, r3\n"
@@ -172,15 +172,16 @@ __asm__("   .section .text.ecg_swar_codes, \"ax\"\n"
         "   adds r5, #1\n"
         "   str r5, [r7, #28]\n"
         "   str r6, [r7, #24]\n"
-        "2: movs r2, r3\n"   /* coarse */
+        "2: movs r2, r3\n"                      /* coarse */
         "   movs r5, #0\n"
         "   asrs r2, r4\n"
         "   adcs r2, r5\n"
         "   movs r5, r2\n"
         "   lsls r5, r4\n"
-        "   subs r3, r3, r5\n"   /* fine */
+        "   subs r3, r3, r5\n"                  /* fine */
         "   movs r5, #31\n"
         "   subs r5, r5, r4\n"
+        "5:\n"
         "   .rept 4\n"
         "   ldmia r0!, {r6}\n"
         "   add r6, r8\n"
@@ -208,8 +209,13 @@ __asm__("   .section .text.ecg_swar_codes, \"ax\"\n"
         "   str r1, [r7, #4]\n"
         "   mov r6, lr\n"
         "   subs r6, #1\n"
+        "   beq 6f\n"
         "   mov lr, r6\n"
+        "   ldr r6, [r7, #32]\n"
+        "   cmp r6, #0\n"
         "   bne 1b\n"
+        "   b 5b\n"                             /* the scale stays */
+        "6:\n"
         "   pop {r4-r7}\n"
         "   mov r8, r4\n"
         "   mov r9, r5\n"
@@ -232,17 +238,17 @@ __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   push {r4-r11, lr}\n"
         "   ldrd r1, r2, [r0]\n"
         "   ldr lr, [r0, #12]\n"
-        "1: movs r5, #0\n"                  /* a group */
+        "1: movs r5, #0\n"                      /* a group */
         "   mov r8, r5\n"
         "   mov r9, r5\n"
         "   mov r10, r5\n"
         "   mov r11, r5\n"
-        "2: ldrb r12, [r2], #1\n"           /* a chunk: the first tap sets the sums, */
+        "2: ldrb r12, [r2], #1\n"               /* a chunk: the first tap sets the sums, */
         "   ldrsb r5, [r2], #1\n"
         "   ldmia r1!, {r3, r4}\n"
         "   mul r6, r3, r5\n"
         "   mul r7, r4, r5\n"
-        "   add pc, r12\n"                  /* the others are entered in the middle */
+        "   add pc, r12\n"                      /* the others are entered in the middle */
         "   nop.n\n"
         "   b.n 3f\n"
         ".rept 15\n"
@@ -252,7 +258,7 @@ __asm__("   .section .text.ecg_swar_sums, \"ax\"\n"
         "   mla r7, r4, r5, r7\n"
         ".endr\n"
         "   add r8, r8, r6\n"
-        "   asrs r6, r6, #16\n"             /* the carry is bit 15 */
+        "   asrs r6, r6, #16\n"                 /* the carry is bit 15 */
         "   adc r10, r10, r6\n"
         "   add r9, r9, r7\n"
         "   asrs r7, r7, #16\n"
@@ -295,9 +301,9 @@ __asm__("   .section .text.ecg_swar_codes, \"ax\"\n"
         "   ldrd lr, r10, [r0, #16]\n"
         "   ldr r3, [r0, #24]\n"
         "   ldr r11, [r0, #32]\n"
-        "   mvn r10, r10\n"   /* -128 -> 127, 0 -> -1 */
-        "   asr r10, r10, #31\n"   /* no bit, or all */
-        "1: ldrd r6, r7, [r3]\n"   /* a group: its scale */
+        "   mvn r10, r10\n"                     /* -128 -> 127, 0 -> -1 */
+        "   asr r10, r10, #31\n"                /* no bit, or all */
+        "1: ldrd r6, r7, [r3]\n"                /* a group: its scale */
         "   mov r0, r2\n"
         "   add r2, r2, r5\n"
         "   cmp r11, #0\n"
