@@ -94,9 +94,11 @@ static int32_t largest(const int8_t *x, int32_t n, int32_t step, int32_t y)
 static int32_t total(const int8_t *x, int32_t n, int32_t step, int32_t y)
 {
     const int32_t two = 2 * step, three = 3 * step, four = 4 * step;
+    const int8_t *end = x + (n >> 2) * four;
 
-    for (; n >= 4; n -= 4, x += four)
+    for (; x != end; x += four)
         y += x[0] + x[step] + x[two] + x[three];
+    n &= 3;
     for (; n > 0; n--, x += step)
         y += *x;
     return y;
