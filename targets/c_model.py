@@ -15,11 +15,15 @@ from compress.graph import Graph
 from targets import c_program, front_data, ram
 from targets.c_program import Call, Layers, Place, Program, Streaming
 from targets.pack import Array, Core, Layer
+from train import rpeak
 from train.manifest import Manifest
+from train.say import ManifestError
 
 FORMS = ("window", "stream")
 SIDES = {"rr": "ECG_RR", "beats": "ECG_BEATS", "age": "ECG_AGE", "sex": "ECG_SEX"}
 ACROSS = 20         # numbers on a line
+CLASSES = 32        # bits of ecg_result.present
+REFRACTORY_MS = 180     # between two beats of ecg_rpeak.c
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def generate(graph: Graph, manifest: Manifest | None, core: Core, forms=FORMS, p
     rule. fs_in: rate of the front-end in Hz, by default the model's.
     """
     if manifest is not None:
+        _served(manifest)
         hop = manifest.trigger.hop if manifest.streaming else None
     layers = Layers(graph, core)
     programs: dict[str, Program | Streaming] = {}
@@ -179,6 +184,24 @@ def _described(source: Source, text: _Writer, graph: Graph, manifest: Manifest |
     bytes_ = ram.total(source, classes, manifest, rate)
     return replace(source, code=head + "".join(text.parts) + end, ram=bytes_,
                    header=_header(manifest, title, prefix, bytes_, fs_in))
+
+
+def _served(m: Manifest) -> None:
+    """ManifestError for what targets/c/ecg.c does not do."""
+    def need(ok: bool, key: str, got, expected: str) -> None:
+        if not ok:
+            raise ManifestError(f"{key} is {got}", f"{expected} in generated C")
+    t = m.trigger
+    need(len(m.classes) <= CLASSES, "the number of classes", len(m.classes), f"at most {CLASSES}")
+    need(not m.streaming or "rr" not in {i.kind for i in m.inputs}, "an input of a stream", "rr",
+         "an r-peak trigger for features of one beat,")
+    if t.kind != "r-peak":
+        return
+    need(t.beats_after <= 1, "trigger.beats_after", t.beats_after, "0 or 1")
+    # beats are decided REFRACTORY_MS apart at least, no sooner than `after` behind their R; ram.QUEUE of them can wait
+    most = ram.QUEUE * ((REFRACTORY_MS * m.fs + 500) // 1000) + rpeak.Detector(m.fs).after - 1
+    need(m.window - 1 - t.offset <= most, "the part of the window behind R", f"{m.window - 1 - t.offset} samples",
+         f"at most {most}")
 
 
 def _promise(text: _Writer, m: Manifest) -> dict:

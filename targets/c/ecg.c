@@ -25,85 +25,113 @@ static uint32_t larger(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
-/* ---- memory: one block, cut into parts */
+/* ---- memory: one block of parts */
 
-typedef struct {
-    uint8_t *base;              /* NULL: only count */
-    uint32_t used;
-} cutter;
+enum {
+    SCRATCH, ARENA, STATE, HAVE, SUMS, FRESH, LOGITS, VOTES, FRONT, HISTORY, RPEAK, BEATS, RHYTHM, QUEUE, CODES, PARTS
+};
 
-static void *cut(cutter *c, uint32_t bytes, uint32_t align)
+static int around_beats(const ecg_model *m)
 {
-    c->used = (c->used + align - 1) / align * align;
-    void *at = c->base ? c->base + c->used : NULL;
-    c->used += bytes;
-    return at;
+    return m->front && m->trigger == ECG_R_PEAK;
 }
 
-/* What models need that look at beats: the lead's history, the detector and the features that the model asks for; to
- * classify beats, also the codes of the last 10 s, as a beat may wait so long for the next one. */
-static void carve_beats(ecg_t *e, const ecg_model *m, cutter *c)
+static int takes_rhythm(const ecg_model *m)
+{
+    return m->front && has(m, ECG_BEATS);
+}
+
+/* Samples of the lead that are looked back on. */
+static uint32_t history(const ecg_model *m)
 {
     const uint32_t fs = m->fs;
-    const int around = m->trigger == ECG_R_PEAK, rhythm = has(m, ECG_BEATS);
-    uint32_t back = ecg_rpeak_history(fs);
-    back = around ? larger(back, ecg_beats_history(fs)) : back;
-    back = rhythm ? larger(back, ecg_rhythm_history(fs)) : back;
-    void *history = cut(c, back * 2, 4), *rpeak = cut(c, ecg_rpeak_memory(fs), 4);
-    void *beats = cut(c, around ? ecg_beats_memory(fs) : 0, 4);
-    void *sequence = cut(c, rhythm ? ecg_rhythm_memory(fs) : 0, 4);
-    e->room = around ? 10 * fs + ecg_rpeak_latency(fs) + m->r_offset + 2 : 0;
-    e->queue = (ecg_waiting *)cut(c, around ? ECG_QUEUE * (uint32_t)sizeof *e->queue : 0, 4);
-    e->codes = (int8_t *)cut(c, e->room * m->leads, 1);
-    if (!c->base)
-        return;
-    ecg_history_init(&e->history, (int16_t *)history, back);
-    ecg_rpeak_init(&e->rpeak, fs, rpeak);
-    if (around)
-        ecg_beats_init(&e->beats, fs, beats);
-    if (rhythm)
-        ecg_rhythm_init(&e->rhythm, fs, sequence);
+    uint32_t back = looks_at_beats(m) ? ecg_rpeak_history(fs) : 0;
+    back = around_beats(m) ? larger(back, ecg_beats_history(fs)) : back;
+    return takes_rhythm(m) ? larger(back, ecg_rhythm_history(fs)) : back;
 }
 
-static uint32_t carve(ecg_t *e, const ecg_model *m, const ecg_rate *rate, void *memory)
+/* Codes kept of each lead for windows around beats: 10 s, as a beat may wait so long for the next one, and a window. */
+static uint32_t room(const ecg_model *m)
 {
-    cutter c = {(uint8_t *)memory, 0};
-    e->net.scratch = cut(&c, m->scratch, 8);
-    e->net.arena = (int8_t *)cut(&c, m->arena, 4);
-    e->net.state = (int8_t *)cut(&c, m->state, 4);
-    e->net.have = (int32_t *)cut(&c, m->counters * 4u, 4);
-    e->sums = (int32_t *)cut(&c, m->classes * 4u, 4);
-    e->net.fresh = (uint16_t *)cut(&c, m->counters * 2u, 2);
-    e->logits = (int8_t *)cut(&c, m->classes, 1);
-    e->votes = (int8_t *)cut(&c, (uint32_t)m->vote * m->classes, 1);
-    if (m->front) {
-        void *front = cut(&c, ecg_front_memory(m->front, rate), 4);
-        if (memory)
-            ecg_front_init(&e->front, m->front, rate, front);
+    const uint32_t fs = m->fs;
+    return around_beats(m) ? 10 * fs + ecg_rpeak_latency(fs) + m->r_offset + 2 : 0;
+}
+
+/* at[PARTS]: where each part begins. Returns the bytes of all. */
+static uint32_t lay_out(const ecg_model *m, const ecg_rate *rate, uint32_t *at)
+{
+    static const uint8_t align[PARTS] = {8, 4, 4, 4, 4, 2, 1, 1, 4, 4, 4, 4, 4, 4, 1};
+    uint32_t used = 0;
+    at[SCRATCH] = m->scratch;
+    at[ARENA] = m->arena;
+    at[STATE] = m->state;
+    at[HAVE] = m->counters * (uint32_t)sizeof(int32_t);
+    at[SUMS] = m->classes * (uint32_t)sizeof(int32_t);
+    at[FRESH] = m->counters * (uint32_t)sizeof(uint16_t);
+    at[LOGITS] = m->classes;
+    at[VOTES] = (uint32_t)m->vote * m->classes;
+    at[FRONT] = m->front ? ecg_front_memory(m->front, rate) : 0;
+    at[HISTORY] = history(m) * (uint32_t)sizeof(int16_t);
+    at[RPEAK] = looks_at_beats(m) ? ecg_rpeak_memory(m->fs) : 0;
+    at[BEATS] = around_beats(m) ? ecg_beats_memory(m->fs) : 0;
+    at[RHYTHM] = takes_rhythm(m) ? ecg_rhythm_memory(m->fs) : 0;
+    at[QUEUE] = around_beats(m) ? ECG_QUEUE * (uint32_t)sizeof(ecg_waiting) : 0;
+    at[CODES] = room(m) * m->leads;
+    for (int i = 0; i < PARTS; i++) {
+        const uint32_t bytes = at[i];
+        at[i] = (used + align[i] - 1) / align[i] * align[i];
+        used = at[i] + bytes;
     }
-    if (looks_at_beats(m))
-        carve_beats(e, m, &c);
-    return (c.used + 7) / 8 * 8;
+    return (used + 7) / 8 * 8;
+}
+
+/* Every part gets its place, and what has a start of its own starts. */
+static void take(ecg_t *e, const ecg_rate *rate, uint8_t *memory, const uint32_t *at)
+{
+    const ecg_model *m = e->model;
+    e->net.scratch = memory + at[SCRATCH];
+    e->net.arena = (int8_t *)(memory + at[ARENA]);
+    e->net.state = (int8_t *)(memory + at[STATE]);
+    e->net.have = (int32_t *)(void *)(memory + at[HAVE]);
+    e->net.fresh = (uint16_t *)(void *)(memory + at[FRESH]);
+    e->sums = (int32_t *)(void *)(memory + at[SUMS]);
+    e->logits = (int8_t *)(memory + at[LOGITS]);
+    e->votes = (int8_t *)(memory + at[VOTES]);
+    e->queue = (ecg_waiting *)(void *)(memory + at[QUEUE]);
+    e->codes = (int8_t *)(memory + at[CODES]);
+    e->room = room(m);
+    if (m->front)
+        ecg_front_init(&e->front, m->front, rate, memory + at[FRONT]);
+    if (looks_at_beats(m)) {
+        ecg_history_init(&e->history, (int16_t *)(void *)(memory + at[HISTORY]), history(m));
+        ecg_rpeak_init(&e->rpeak, m->fs, memory + at[RPEAK]);
+    }
+    if (around_beats(m))
+        ecg_beats_init(&e->beats, m->fs, memory + at[BEATS]);
+    if (takes_rhythm(m))
+        ecg_rhythm_init(&e->rhythm, m->fs, memory + at[RHYTHM]);
 }
 
 uint32_t ecg_memory(const ecg_model *model, const ecg_rate *rate)
 {
-    ecg_t e;
-    return carve(&e, model, rate ? rate : &same_rate, NULL);
+    uint32_t at[PARTS];
+    return lay_out(model, rate ? rate : &same_rate, at);
 }
 
 int ecg_init(ecg_t *e, const ecg_model *model, const ecg_rate *rate, void *memory, uint32_t bytes)
 {
+    uint32_t at[PARTS];
+    rate = rate ? rate : &same_rate;
     if (model->magic != ECG_MAGIC || model->version != ECG_API_VERSION)
         return ECG_E_VERSION;
-    if (((uintptr_t)memory & 7u) || bytes < ecg_memory(model, rate))
+    if (((uintptr_t)memory & 7u) || bytes < lay_out(model, rate, at))
         return ECG_E_MEMORY;
     if ((model->window && !ecg_net_complete(model->window))
         || (model->stream && !(ecg_net_complete(&model->stream->front) && ecg_net_complete(&model->stream->back))))
         return ECG_E_KERNEL;
     memset(e, 0, sizeof *e);
     e->model = model;
-    carve(e, model, rate ? rate : &same_rate, memory);
+    take(e, rate, (uint8_t *)memory, at);
     ecg_patient(e, -1, 0);
     ecg_reset(e);
     return ECG_OK;
@@ -159,10 +187,13 @@ void ecg_reset(ecg_t *e)
 
 /* ---- decisions */
 
-/* Adds a window's logits to the sums of the last `vote` windows, or of all. */
+/* Adds a window's logits to the sums of the last `vote` windows, or of all: after 2^24 of these the sums are full, and
+ * their means stay. */
 static void vote(ecg_t *e)
 {
     const ecg_model *m = e->model;
+    if (!m->vote && e->windows == 1u << 24)
+        return;
     int8_t *old = m->vote ? e->votes + e->windows % m->vote * m->classes : NULL;
     for (uint16_t k = 0; k < m->classes; k++) {
         e->sums[k] += e->logits[k];
@@ -174,10 +205,13 @@ static void vote(ecg_t *e)
     e->windows++;
 }
 
-/* Nothing from sample `first` on was marked bad. */
-static int reliable(const ecg_t *e, uint32_t first)
+/* Nothing from sample `first` of a window on was marked bad; no later window begins before it. */
+static int reliable(ecg_t *e, uint32_t first)
 {
-    return (int32_t)(e->good - first) <= 0;
+    if ((int32_t)(e->good - first) > 0)
+        return 0;
+    e->good = first;        /* never so far back that it would seem to come */
+    return 1;
 }
 
 /* The manifest's rule: 256 * sum against windows * offset. */
@@ -337,7 +371,7 @@ static void sample(ecg_t *e, const int16_t *uv, int settled, ecg_result *r)
         e->held += e->held < e->room;
         if (e->waiting)
             around(e, r);
-    } else if (settled) {
+    } else if (settled && m->stream) {
         hop(e, codes, r);
     }
     e->now++;

@@ -85,7 +85,7 @@ typedef struct {
     int8_t beats[ECG_RHYTHM_STEPS][ECG_RHYTHM_FEATURES];
 } ecg_waiting;
 
-enum { ECG_QUEUE = 4 };     /* beats that can wait: they are 180 ms apart at least, a window ends within 0.7 s behind R */
+enum { ECG_QUEUE = 4 };     /* beats that can wait; targets/c_model.py refuses windows for which more would */
 
 /* The state of one classifier. */
 typedef struct {
