@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+import graphs as make
 import pytest
 import serial
 
-from targets import emulate, live_emulation, target, toolchain
+from targets import deploy, device, emulate, live_emulation, target, toolchain
 from targets.flash_tools import DeviceError
+from tests import loaders
+from train import say
+from train.manifest import Trigger
 from train.say import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +112,22 @@ def test_a_board_without_an_emulator_names_those_with_one():
     with pytest.raises(UserError, match="no emulator of the Raspberry Pi Pico") as raised:
         live_emulation.machine(target.read_board("pico", "mcu"))
     assert "mps2-an386" in raised.value.expected and "--flash" in raised.value.fix
+
+
+def test_what_deploy_flashes_boots_and_names_its_model(tmp_path, monkeypatch):
+    pytest.importorskip("stm32loader", reason='stm32loader is not installed: pip install -e ".[mcu]"')
+    (tmp_path / "sitecustomize.py").write_text(loaders.PTY_AS_SERIAL_PORT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    manifest = replace(make.manifest_of(make.streaming(), "0" * 64), trigger=Trigger("hop", hop=32), streaming=True)
+    run = make.write_run(tmp_path / "r", make.streaming(), golden=4, manifest=manifest)
+    words = ["--run", run, "--target", "mcu", "--board", "stm32f405", "--flash", "--port"]
+    with loaders.Stm32(size=1 << 20) as chip:
+        assert say.run(deploy.main, deploy.parser(), [*map(str, words), chip.port]) == 0
+    held = bytes(chip.flash).rstrip(b"\xff")
+    elf = loaders.write_elf(tmp_path / "flash.elf", [(0x0800_0000, 0x0800_0000, held + bytes(-len(held) % 4))])
+    with live_emulation.started(elf, target.read_board("stm32f405", "mcu")) as (_, port, _):
+        line = device.SerialLine(port)
+        about = device.Device(line).hello()
+        line.close()
+    assert about.board_name == "stm32f405" and about.model[0].ok
+    assert about.model[0].identity == target.open_run(run)[0].identity
