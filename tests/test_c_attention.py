@@ -19,7 +19,7 @@ from targets.stream import first_needed
 from tests import cimage, ckernels, graphs
 
 CORES = ("host", "m4")      # the plain kernel, and the DSP one by its portable twin
-SOURCES = ("attention.c", "attention_dsp.c", "attention_mve.c")
+SOURCES = ("attention.c", "attention_dsp.c", "attention_dsp_loops.c", "attention_mve.c")
 
 
 def kernels():

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Attention with an integer softmax, one query after the other. compress/reference_attention.py defines it:
+ * Attention with an integer softmax, one query after the other. compress/reference_attention.py defines
+ * it:
  *
  *     score = sum of q * k over leads and d, + bias
  *     e = table[min(rescale(max - score), 1023)],  U = sum of e * v
  *     R = rounded floor(2^40 / sum of e) * out_mul / 2^24,  out = rounded U * R / 2^40
  *
- * The leads of a channel lie one after the other, so d * leads rows of a head are one long vector. Rows are taken two
- * at a time, because a score or a weight costs as much to fetch as a product to compute.
- */
+ * The leads of a channel lie one after the other, so d * leads rows of a head are one long vector. Rows
+ * are taken two at a time, because a score or a weight costs as much to fetch as a product to compute. */
 #include "ecg_attention.h"
 
 /* Scores of query t at the keys that it sees. Returns the largest. */
-static int32_t scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_view *k, int32_t head, int32_t t,
-                      ecg_range see, int32_t *score)
+static int32_t scores(const ecg_attention_layer *a, const ecg_view *q, const ecg_view *k, int32_t head,
+                      int32_t t, ecg_range see, int32_t *score)
 {
     const int32_t keys = see.to - see.from;
     int32_t depth = a->d * a->leads;
@@ -39,7 +39,8 @@ static int32_t scores(const ecg_attention_layer *a, const ecg_view *q, const ecg
 }
 
 /* Scores become weights e in their place. Returns their sum. */
-static int32_t weights(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, int32_t keys, int32_t *score)
+static int32_t weights(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, int32_t keys,
+                       int32_t *score)
 {
     int32_t sum = 0;
     for (int32_t s = 0; s < keys; s++) {
@@ -62,8 +63,8 @@ static void weighted(const int32_t *e, const int8_t *v, const int8_t *next, int3
     sum[1] = b;
 }
 
-/* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k and v.
- * scratch: 4 bytes for each key that a query sees, and as many for the second map. */
+/* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k
+ * and v. scratch: 4 bytes for each key that a query sees, and as many for the second map. */
 void ecg_attention(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_attention_layer *a = layer;
@@ -77,7 +78,8 @@ void ecg_attention(const void *layer, const ecg_view *in, const ecg_view *out, v
             for (int map = 0; map < maps; map++) {
                 const int32_t top = scores(a, &in[3 * map], &in[3 * map + 1], head, t, see, e + map * keys);
                 const int32_t sum = weights(a->table, map ? a->score_mul2 : a->score_mul,
-                                            map ? a->score_shift2 : a->score_shift, top, keys, e + map * keys);
+                                            map ? a->score_shift2 : a->score_shift, top, keys,
+                                            e + map * keys);
                 factor[map] = ecg_attention_factor(sum, map ? a->out_mul2 : a->out_mul);
             }
             const int8_t *value = v->data + head * width * v->pitch + (see.from - v->first);
@@ -87,7 +89,7 @@ void ecg_attention(const void *layer, const ecg_view *in, const ecg_view *out, v
                 const int8_t *next = value + more * v->pitch;
                 int32_t sum[2], sum2[2];
                 weighted(e, value, next, keys, sum);
-                if (a->pair) {
+                if (maps > 1) {
                     weighted(e + keys, value, next, keys, sum2);
                     to[more * out->pitch] = ecg_attention_out2(sum[1], factor[0], sum2[1], factor[1]);
                     to[0] = ecg_attention_out2(sum[0], factor[0], sum2[0], factor[1]);

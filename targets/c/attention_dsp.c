@@ -2,20 +2,19 @@
  *
  * Attention for the DSP extension: two products in one instruction. ecg_attention() is its definition.
  *
- * A block of queries at a time. Scores pair rows (channels): four keys of two rows are brought together once for all
- * queries of the block, then two queries meet four keys in eight sums. Weighted sums pair columns: a word of v holds
- * four keys, its even and its odd bytes meet the weights of keys 0, 2 and 1, 3, so weights are stored in that order.
+ * A block of queries at a time. Scores pair rows (channels): four keys of two rows are brought together
+ * once for all queries of the block, then two queries meet four keys in eight sums. Weighted sums pair
+ * columns: a word of v holds four keys, its even and its odd bytes meet the weights of keys 0, 2 and 1, 3,
+ * so weights are stored in that order.
  *
- * Rows of scores come in twos: two queries, or the two maps of one query. Four scores become four weights, half the
- * words, and the weights of both rows lie side by side where the first row's scores were:
+ * Rows of scores come in twos: two queries, or the two maps of one query. Four scores become four weights,
+ * half the words, and the weights of both rows lie side by side where the first row's scores were:
  *
- *     words 4 i .. 4 i + 3: first row's weights of keys (4 i, 4 i + 2), (4 i + 1, 4 i + 3), then the second row's
+ *     words 4 i .. 4 i + 3: the first row's of keys (4 i, 4 i + 2), (4 i + 1, 4 i + 3), then the second's
  *
- * Nothing is read behind a row of q, k or v: the last four keys are the last four there are, and those among them that
- * had their turn get weight 0.
- */
-#include "ecg_attention.h"
-#include "ecg_dsp.h"
+ * Nothing is read behind a row of q, k or v: the last four keys are the last four there are, and those
+ * among them that had their turn get weight 0. */
+#include "ecg_attention_dsp.h"
 
 /* a function of its own: inside of its caller there are too few registers for its loops */
 #if defined(__GNUC__)
@@ -24,7 +23,7 @@
 #define ECG_CALL
 #endif
 
-enum { FOUR = 4, MOST = 8 };        /* keys that meet at once; queries that a block has at most */
+enum { MOST = 8 };      /* queries that a block has at most */
 
 #define ONES 0x00010001u    /* the pair (1, 1): with it SMLAD adds up a pair */
 
@@ -53,8 +52,8 @@ static inline void pair_four(uint32_t a, uint32_t b, uint32_t *to)
     store_two(to + 2, ecg_seconds(a02, b02), ecg_seconds(a13, b13));
 }
 
-/* Four keys of all rows as pairs of rows: keys 0, 1, 2, 3 of rows 0 and 1, then of rows 2 and 3 ... The first `skip`
- * are left out, 0 follows the others. A last odd row has 0 as its partner. */
+/* Four keys of all rows as pairs of rows: keys 0, 1, 2, 3 of rows 0 and 1, then of rows 2 and 3 ... The
+ * first `skip` are left out, 0 follows the others. A last odd row has 0 as its partner. */
 static void pair_keys(const int8_t *row, int32_t pitch, int32_t depth, int32_t skip, uint32_t *to)
 {
     skip *= 8;
@@ -74,8 +73,8 @@ static inline uint32_t two_codes(const int8_t *at)
     return codes;
 }
 
-/* Two queries, or one twice, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... A last odd row is its own
- * partner: that of the keys is 0. */
+/* Two queries, or one twice, as pairs of rows: both of rows 0 and 1, then of rows 2 and 3 ... A last odd
+ * row is its own partner: that of the keys is 0. */
 static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int two, uint32_t *to)
 {
     for (; two && depth > 1; depth -= 2) {
@@ -92,85 +91,6 @@ static void pair_queries(const int8_t *row, int32_t pitch, int32_t depth, int tw
         to += 2;
     }
 }
-
-/* Scores of two queries, pairs of rows from q to end, at `fours` times four keys: the first query's from `to` on, the
- * second one's `apart` bytes behind them. */
-#if ECG_THUMB_DSP
-void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart,
-                         int32_t fours);
-/* r0 k, r1 q, r2 r3 a pair of rows of both queries, r12 lr that of two keys, r4-r7 sums of the first query, r8-r11 of
- * the second. Stack: q, end, to; apart, fours. */
-__asm__("   .macro ECG_SUMS\n"
-        "   ldrd r2, r3, [r1], #8\n"
-        "   ldrd r12, lr, [r0], #8\n"
-        "   smlad r4, r2, r12, r4\n"
-        "   smlad r8, r3, r12, r8\n"
-        "   smlad r5, r2, lr, r5\n"
-        "   smlad r9, r3, lr, r9\n"
-        "   ldrd r12, lr, [r0], #8\n"
-        "   smlad r6, r2, r12, r6\n"
-        "   smlad r10, r3, r12, r10\n"
-        "   smlad r7, r2, lr, r7\n"
-        "   smlad r11, r3, lr, r11\n"
-        "   .endm\n"
-        "   .section .text.ecg_attention_score, \"ax\"\n"
-        "   .syntax unified\n"
-        "   .thumb\n"
-        "   .global ecg_attention_score\n"
-        "   .type ecg_attention_score, %function\n"
-        "   .thumb_func\n"
-        "ecg_attention_score:\n"
-        "   push {r1-r11, lr}\n"
-        "1: ldrd r1, r2, [sp]\n"
-        "   subs r2, r2, r1\n"
-        "   lsls r2, r2, #29\n"            /* carry: the count of pairs is odd */
-        "   ldrd r2, r3, [r1], #8\n"
-        "   ldrd r12, lr, [r0], #8\n"
-        "   smuad r4, r2, r12\n"
-        "   smuad r8, r3, r12\n"
-        "   smuad r5, r2, lr\n"
-        "   smuad r9, r3, lr\n"
-        "   ldrd r12, lr, [r0], #8\n"
-        "   smuad r6, r2, r12\n"
-        "   smuad r10, r3, r12\n"
-        "   smuad r7, r2, lr\n"
-        "   smuad r11, r3, lr\n"
-        "   bcc 3f\n"
-        "   b 4f\n"
-        "2: ECG_SUMS\n"
-        "3: ECG_SUMS\n"
-        "4: ldr r2, [sp, #4]\n"
-        "   cmp r1, r2\n"
-        "   blo 2b\n"
-        "   ldr r3, [sp, #8]\n"
-        "   ldrd r1, r2, [sp, #48]\n"
-        "   add r1, r1, r3\n"
-        "   stm r3!, {r4-r7}\n"
-        "   stm r1, {r8-r11}\n"
-        "   str r3, [sp, #8]\n"
-        "   subs r2, r2, #1\n"
-        "   str r2, [sp, #52]\n"
-        "   bne 1b\n"
-        "   pop {r1-r11, pc}\n"
-        "   .size ecg_attention_score, . - ecg_attention_score\n"
-        "   .text\n");
-#else
-static void ecg_attention_score(const uint32_t *k, const uint32_t *q, const uint32_t *end, int32_t *to, int32_t apart,
-                                int32_t fours)
-{
-    for (; fours; fours--, to += FOUR) {
-        int32_t a[FOUR] = {0}, b[FOUR] = {0};
-        for (const uint32_t *two = q; two < end; two += 2, k += FOUR) {
-            for (int i = 0; i < FOUR; i++) {
-                a[i] = ecg_smlad(two[0], k[i], a[i]);
-                b[i] = ecg_smlad(two[1], k[i], b[i]);
-            }
-        }
-        memcpy(to, a, sizeof a);
-        memcpy(to + apart / 4, b, sizeof b);
-    }
-}
-#endif
 
 /* The largest of n scores, after `bias` was added to them unless it is NULL. */
 static int32_t largest(int32_t *s, const int32_t *bias, int32_t n)
@@ -189,8 +109,8 @@ static inline uint32_t weight(const uint16_t *table, int32_t mul, unsigned shift
 }
 
 /* n >= 4 scores become weights from e on. Returns their sum. */
-static int32_t weights(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, const int32_t *s, int32_t n,
-                       uint32_t *e)
+static int32_t weights(const uint16_t *table, int32_t mul, unsigned shift, int32_t top, const int32_t *s,
+                       int32_t n, uint32_t *e)
 {
     uint32_t even = 0xffffffffu, odd = 0xffffffffu;     /* what counts */
     int32_t sum = 0;
@@ -222,139 +142,6 @@ static int32_t forget(uint32_t *e, int32_t n, int32_t i)
     *pair -= was << place;
     return (int32_t)was;
 }
-
-/* Outputs of two rows of weights, two channels at a time until v is `end`, which moves v and out. An odd channel at the
- * end is a call of its own, with pitches 0. */
-typedef struct {
-    const uint32_t *e;
-    const int8_t *v;
-    int32_t v_pitch;
-    int32_t rest;               /* keys in front of the last four */
-    int8_t *out;
-    int32_t out_pitch;
-    int32_t apart;              /* columns between the two queries, 0: they are the same; < 0: two maps of one query */
-    int32_t factor[2];
-    int32_t v_step;             /* 2 * v_pitch */
-    const int8_t *end;
-    int32_t twice;              /* keys of the last four that had their turn */
-} values;
-
-#if ECG_THUMB_DSP
-void ecg_attention_values(values *x);
-/* r0 e, r1 r2 two rows of v, lr where the first one's last four keys start, r4 r5 sums of both rows of weights over the
- * first, r6 r7 over the second. r12 and the word on the stack: the address of x->out. */
-__asm__("   .macro ECG_FOUR\n"
-        "   ldm r0!, {r8-r11}\n"
-        "   ldr r3, [r1], #4\n"
-        "   sxtb16 r12, r3\n"
-        "   sxtb16 r3, r3, ror #8\n"
-        "   smlad r4, r12, r8, r4\n"
-        "   smlad r5, r12, r10, r5\n"
-        "   smlad r4, r3, r9, r4\n"
-        "   smlad r5, r3, r11, r5\n"
-        "   ldr r3, [r2], #4\n"
-        "   sxtb16 r12, r3\n"
-        "   sxtb16 r3, r3, ror #8\n"
-        "   smlad r6, r12, r8, r6\n"
-        "   smlad r7, r12, r10, r7\n"
-        "   smlad r6, r3, r9, r6\n"
-        "   smlad r7, r3, r11, r7\n"
-        "   .endm\n"
-        "   .macro ECG_CODE sum, factor, to:vararg\n"     /* (sum * factor + 2^39) >> 40; r10 is 128 */
-        "   smmla \\sum, \\sum, \\factor, r10\n"
-        "   ssat \\sum, #8, \\sum, asr #8\n"
-        "   strb \\sum, [\\to]\n"
-        "   .endm\n"
-        "   .section .text.ecg_attention_values, \"ax\"\n"
-        "   .syntax unified\n"
-        "   .thumb\n"
-        "   .global ecg_attention_values\n"
-        "   .type ecg_attention_values, %function\n"
-        "   .thumb_func\n"
-        "ecg_attention_values:\n"
-        "   adds r0, r0, #16\n"
-        "   push {r0, r4-r11, lr}\n"
-        "   mov r12, r0\n"
-        "1: ldmdb r12, {r0, r1, r2, lr}\n"
-        "   add r2, r2, r1\n"
-        "   add lr, lr, r1\n"
-        "   movs r4, #0\n"
-        "   movs r5, #0\n"
-        "   movs r6, #0\n"
-        "   movs r7, #0\n"
-        "   cmp r1, lr\n"
-        "   bhs 3f\n"
-        "2: ECG_FOUR\n"
-        "   cmp r1, lr\n"
-        "   blo 2b\n"
-        "3: ldr r12, [sp]\n"
-        "   ldr r3, [r12, #28]\n"
-        "   subs r1, r1, r3\n"
-        "   subs r2, r2, r3\n"
-        "   ECG_FOUR\n"
-        "   ldr r12, [sp]\n"
-        "   ldm r12, {r0, r1, r2, r3, r8, r9}\n"      /* out, out_pitch, apart, both factors, v_step */
-        "   mov r10, #128\n"
-        "   cmp r2, #0\n"
-        "   blt 5f\n"
-        "   ECG_CODE r5, r8, r0, r2\n"
-        "   ECG_CODE r4, r3, r0\n"
-        "   add r0, r0, r1\n"
-        "   ECG_CODE r7, r8, r0, r2\n"
-        "   ECG_CODE r6, r3, r0\n"
-        "4: add r0, r0, r1\n"
-        "   ldr r1, [r12, #-12]\n"
-        "   ldr r2, [r12, #24]\n"
-        "   add r1, r1, r9\n"
-        "   str r1, [r12, #-12]\n"
-        "   str r0, [r12]\n"
-        "   cmp r1, r2\n"
-        "   bne 1b\n"
-        "   pop {r0, r4-r11, pc}\n"
-        "5: smull lr, r11, r4, r3\n"       /* the first map's and the second one's */
-        "   smlal lr, r11, r5, r8\n"
-        "   add r11, r11, r10\n"
-        "   ssat r11, #8, r11, asr #8\n"
-        "   strb r11, [r0]\n"
-        "   add r0, r0, r1\n"
-        "   smull lr, r11, r6, r3\n"
-        "   smlal lr, r11, r7, r8\n"
-        "   add r11, r11, r10\n"
-        "   ssat r11, #8, r11, asr #8\n"
-        "   strb r11, [r0]\n"
-        "   b 4b\n"
-        "   .size ecg_attention_values, . - ecg_attention_values\n"
-        "   .text\n");
-#else
-static void add_four(const uint32_t *e, const int8_t *v, int32_t sum[2])
-{
-    const uint32_t v02 = ecg_even(ecg_load4(v)), v13 = ecg_odd(ecg_load4(v));
-    sum[0] = ecg_smlad(v13, e[1], ecg_smlad(v02, e[0], sum[0]));
-    sum[1] = ecg_smlad(v13, e[3], ecg_smlad(v02, e[2], sum[1]));
-}
-
-static void ecg_attention_values(values *x)
-{
-    do {
-        for (int row = 0; row < 2; row++) {
-            const int8_t *v = x->v + row * x->v_pitch;
-            const uint32_t *e = x->e;
-            int32_t sum[2] = {0, 0};
-            for (const int8_t *last = v + x->rest; v < last; v += FOUR, e += FOUR)
-                add_four(e, v, sum);
-            add_four(e, v - x->twice, sum);
-            if (x->apart < 0) {
-                *x->out = ecg_attention_out2(sum[0], x->factor[0], sum[1], -x->factor[1]);
-            } else {
-                x->out[x->apart] = ecg_attention_out(sum[1], x->factor[1]);
-                *x->out = ecg_attention_out(sum[0], x->factor[0]);
-            }
-            x->out += x->out_pitch;
-        }
-        x->v += x->v_step;
-    } while (x->v != x->end);
-}
-#endif
 
 /* Keys of a head and a map that lie paired at `at`: `have`, of at most a->paired. */
 typedef struct {
@@ -405,7 +192,8 @@ static void take(work *w, int32_t t, int32_t end)
     w->all = reach(w, 0, w->count - 1);
 }
 
-/* Pairs the keys from `from` on, as many as there is room for, unless all up to the block's last are there. */
+/* Pairs the keys from `from` on, as many as there is room for, unless all up to the block's last are
+ * there. */
 static void provide(const work *w, paired *p, const ecg_view *k, int32_t from)
 {
     if (p->head == w->head && p->have.from <= from && w->all.to <= p->have.to)
@@ -449,24 +237,27 @@ static ECG_CALL void scores(work *w, int map, int32_t *rows, int32_t stride)
     }
 }
 
-/* Scores s of query i of the block, at the keys of r, become weights at e. Returns the factor of their sums. */
+/* Scores s of query i of the block, at the keys of r, become weights at e. Returns the factor of their
+ * sums. */
 static ECG_CALL int32_t soften(const work *w, int32_t i, ecg_range r, int map, int32_t *s, uint32_t *e)
 {
     const ecg_attention_layer *a = w->a;
     const ecg_range own = w->own[i];
     const int32_t n = r.to - r.from, before = own.from - r.from, behind = own.to - r.from;
-    const int32_t *bias = a->bias ? a->bias + w->head * (2 * a->size - 1) + (own.from - w->t - i + a->size - 1) : NULL;
+    const int32_t offsets = 2 * a->size - 1;
+    const int32_t *bias = a->bias ? a->bias + w->head * offsets + (own.from - w->t - i + a->size - 1) : NULL;
     const int32_t top = largest(s + before, bias, behind - before);
-    int32_t sum = weights(a->table, map ? a->score_mul2 : a->score_mul, map ? a->score_shift2 : a->score_shift, top, s, n,
-                          e);
+    int32_t sum = weights(a->table, map ? a->score_mul2 : a->score_mul,
+                          map ? a->score_shift2 : a->score_shift, top, s, n, e);
     for (int32_t at = before ? 0 : behind; at < n; at = at + 1 == before ? behind : at + 1)
         sum -= forget(e, n, at);
     return map ? -ecg_attention_factor(sum, a->out_mul2) : ecg_attention_factor(sum, a->out_mul);
 }
 
-/* Outputs of query i of the block and of `other`, the next one or i itself, from their scores: in a pair i's in both
- * maps, else those of both queries. The second one's lie `stride` behind. */
-static void outputs(const work *w, const ecg_view *out, int32_t i, int32_t other, int32_t *row, int32_t stride)
+/* Outputs of query i of the block and of `other`, the next one or i itself, from their scores: in a pair
+ * i's in both maps, else those of both queries. The second one's lie `stride` behind. */
+static void outputs(const work *w, const ecg_view *out, int32_t i, int32_t other, int32_t *row,
+                    int32_t stride)
 {
     const ecg_attention_layer *a = w->a;
     const ecg_view *v = &w->in[2];
@@ -474,7 +265,7 @@ static void outputs(const work *w, const ecg_view *out, int32_t i, int32_t other
     const ecg_range r = a->pair ? reach(w, i, i) : w->two[i / 2];
     const int32_t skip = r.from - w->all.from;
     uint32_t *const e = (uint32_t *)row + (skip & ~1);
-    values x = {.v_pitch = v->pitch, .out_pitch = out->pitch, .e = e,
+    ecg_weighted x = {.v_pitch = v->pitch, .out_pitch = out->pitch, .e = e,
                 .v = v->data + w->head * width * v->pitch + (r.from - v->first),
                 .out = out->data + w->head * width * out->pitch + (w->t + i - out->first),
                 .rest = r.to - r.from - FOUR, .twice = (r.from - r.to) & 3, .apart = a->pair ? -1 : other - i,
@@ -491,10 +282,10 @@ static void outputs(const work *w, const ecg_view *out, int32_t i, int32_t other
     }
 }
 
-/* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k and v, and at
- * least four keys are, or the layer is one for ecg_attention().
- * scratch, in words, of d * leads rounded up to even, and of `keys` that the queries of a block see together, at least
- * 4: paired / 2 * d * leads for each map; block / 2 * d * leads; block * (keys + 8), rounded down to even, for each. */
+/* layer: ecg_attention_layer. in: q, k, v (, q2, k2); every key that a query of the output sees is in k
+ * and v, and at least four keys are, or the layer is one for ecg_attention(). scratch, in words, of d *
+ * leads rounded up to even, and of `keys` that the queries of a block see together, at least 4: paired / 2
+ * * d * leads for each map; block / 2 * d * leads; block * (keys + 8), rounded down to even, for each. */
 void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *out, void *scratch)
 {
     const ecg_attention_layer *a = layer;
@@ -521,7 +312,8 @@ void ecg_attention_dsp(const void *layer, const ecg_view *in, const ecg_view *ou
             for (int map = 0; map < maps; map++)
                 scores(&w, map, rows + map * stride, maps * stride);
             for (int32_t i = 0; i < w.count; i += 3 - maps)
-                outputs(&w, out, i, a->pair ? i : least(i + 1, w.count - 1), rows + i * maps * stride, stride);
+                outputs(&w, out, i, a->pair ? i : least(i + 1, w.count - 1), rows + i * maps * stride,
+                        stride);
         }
     }
 }

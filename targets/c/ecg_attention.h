@@ -33,8 +33,8 @@ static inline ecg_range ecg_attention_keys(const ecg_attention_layer *a, const e
 }
 
 /* floor(2^40 / sum) for 2^14 <= sum < 2^24, the sums of 1 .. 1023 weights of which the largest is 2^14.
- * Long division: 2^31 = high * sum + rest, then 2^39 = (high * 2^8 + mid) * sum + rest, then one more bit. Every rest
- * is below sum, so rest << 8 stays below 2^32, and no step rounds. */
+ * Long division: 2^31 = high * sum + rest, then 2^39 = (high * 2^8 + mid) * sum + rest, then one more bit.
+ * Every rest is below sum, so rest << 8 stays below 2^32, and no step rounds. */
 static inline int32_t ecg_attention_reciprocal(int32_t sum)
 {
     const uint32_t by = (uint32_t)sum, half = (uint32_t)1 << 31;
@@ -43,17 +43,19 @@ static inline int32_t ecg_attention_reciprocal(int32_t sum)
     return (int32_t)((high << 9) + (mid << 1) + (last << 1 >= by));
 }
 
-/* What a sum of e * v is multiplied with to become 2^40 output codes. |out_mul| < 2^28, so it stays below 2^30. */
+/* What a sum of e * v is multiplied with to become 2^40 output codes. |out_mul| < 2^28, so it stays below
+ * 2^30. */
 static inline int32_t ecg_attention_factor(int32_t sum, int32_t out_mul)
 {
     return (int32_t)(((int64_t)ecg_attention_reciprocal(sum) * out_mul + (1 << 23)) >> 24);
 }
 
-/* floor(sum * factor / 2^32) from four products of 16 bits. |sum| <= 1023 * 2^14 * 128 and |factor| < 2^30 keep all of
- * them inside 32 bits. */
+/* floor(sum * factor / 2^32) from four products of 16 bits. |sum| <= 1023 * 2^14 * 128 and |factor| < 2^30
+ * keep all of them inside 32 bits. */
 static inline int32_t ecg_attention_high_short(int32_t sum, int32_t factor)
 {
-    const int32_t low = ecg_low(sum), high = sum >> 16, factor_low = ecg_low(factor), factor_high = factor >> 16;
+    const int32_t low = ecg_low(sum), high = sum >> 16;
+    const int32_t factor_low = ecg_low(factor), factor_high = factor >> 16;
     const int32_t middle = (int32_t)((uint32_t)low * (uint32_t)factor_low >> 16) + low * factor_high;
     return high * factor_high + (middle >> 16) + ((high * factor_low + ecg_low(middle)) >> 16);
 }
