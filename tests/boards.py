@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compress import reference
 from targets import c_model, firmware_image, twin
 from targets.device import Device
 from targets.firmware_image import Slot, Source
@@ -15,7 +16,6 @@ from targets.pack import CORES
 from tests import graphs as make
 from train import frontend
 from train import manifest as manifests
-from train.say import UserError
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c99", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wconversion",
@@ -171,4 +171,13 @@ def ecg(seconds: float, channels: int = 1, fs: float = FS, seed: int = 5) -> np.
     return np.rint(x + rng.normal(0, 40, (len(t), channels))).astype(np.int32)
 
 
-__all__ = ["Board", "Kind", "UserError", "build", "ecg", "models"]
+def expected(name: str, uv: np.ndarray, fs: float = FS) -> np.ndarray:
+    """int8 (decision, class) that the reference makes of microvolts (time, lead): front end, then the network."""
+    graph, manifest = models()[name]
+    x = frontend.filter_record(manifest.frontend, uv.T, fs)
+    codes = frontend.quantize(x, round(manifest.waveform.lsb))[:, frontend.SETTLE_S * FS:]
+    return reference.stream(graph, {graph.inputs[0]: codes}, manifest.trigger.hop)
+
+
+def scores(results) -> np.ndarray:
+    return np.array([r.scores for r in results]) if results else np.empty((0, 3), np.int8)

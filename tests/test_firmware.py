@@ -6,7 +6,7 @@ import itertools
 import boards
 import numpy as np
 import pytest
-from boards import CUT, FS, STUCK, UP, Board, Kind, ecg
+from boards import CUT, FS, STUCK, UP, Board, Kind, ecg, expected, scores
 
 from compress import reference
 from targets import edgelink, firmware_image, toolchain
@@ -31,18 +31,6 @@ def board(tmp_path_factory):
             built[kind] = boards.build(kind, folder / str(len(built)))
         return Board(built[kind], kind)
     return make
-
-
-def expected(name: str, uv: np.ndarray, fs: float = FS) -> np.ndarray:
-    """int8 (decision, class) that the reference makes of microvolts (time, lead): front end, then the network."""
-    graph, manifest = boards.models()[name]
-    x = frontend.filter_record(manifest.frontend, uv.T, fs)
-    codes = frontend.quantize(x, round(manifest.waveform.lsb))[:, frontend.SETTLE_S * FS:]
-    return reference.stream(graph, {graph.inputs[0]: codes}, manifest.trigger.hop)
-
-
-def scores(results) -> np.ndarray:
-    return np.array([r.scores for r in results]) if results else np.empty((0, 3), np.int8)
 
 
 def firsts(name: str, count: int, begin: int = 0) -> list[int]:
@@ -404,7 +392,8 @@ def test_an_image_that_the_application_cannot_serve_is_refused_before_it_is_buil
     for slots, source, board, match in (
             ([Slot("m", manifest)], Source(250, 1, 1), "pico", "leads I, II"),
             ([Slot("m", manifest, (1, 3))], Source(250, 1, 2), "pico", "leads I, II"),
-            ([], Source(250, 1, 1), "pico", "0 models"), ([Slot("m", manifest)], Source(250, 1, 9), "pico", "9 channels"),
+            ([], Source(250, 1, 1), "pico", "0 models"),
+            ([Slot("m", manifest)], Source(250, 1, 9), "pico", "9 channels"),
             ([Slot("m", manifest)], Source(250, 1, 2), 'a"b', "board")):
         with pytest.raises(UserError, match=match):
             firmware_image.image_c(board, 0, slots, source)

@@ -49,6 +49,7 @@ __attribute__((weak)) void hal_core_alarm(uint32_t us)
 
 uint32_t hal_init(void)
 {
+    interrupts_off();
     hal_core_clock(board_start());
     board_receive_interrupt(1);
     interrupts_on();

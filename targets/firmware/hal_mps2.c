@@ -43,7 +43,6 @@ uint32_t board_start(void)
 {
     UART_BAUDDIV = HZ / HAL_BAUD;
     UART_CTRL = 3;
-    (void)UART_DATA;            /* an old byte goes; and QEMU delivers what it held back while receiving was off */
     hal_core_enable(RECEIVED);
     hal_core_enable(RECEIVED + 1u);
     /* at 0 it raises an NMI, which start-up takes for a fault and reboots; were that to fail, it resets at the next 0 */
@@ -79,22 +78,30 @@ void board_send_interrupt(int on)
     interrupt(4, on);
 }
 
+static void receive(void)
+{
+    while (UART_STATE & 2u) {
+        if (!hal_core_room()) {
+            interrupt(8, 0);
+            break;
+        }
+        hal_core_received((uint8_t)UART_DATA);
+    }
+}
+
+/* A byte that came while the interrupt was off never interrupts: it is fetched here. */
 void board_receive_interrupt(int on)
 {
     interrupt(8, on);
+    if (on)
+        receive();
 }
 
 void ecg_irq(int32_t number)
 {
     (void)number;
     UART_INTCLEAR = 3;
-    while (UART_STATE & 2u) {
-        if (!hal_core_room()) {
-            board_receive_interrupt(0);
-            break;
-        }
-        hal_core_received((uint8_t)UART_DATA);
-    }
+    receive();
     hal_core_send();
 }
 

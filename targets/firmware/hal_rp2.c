@@ -182,22 +182,32 @@ void board_send_interrupt(int on)
     interrupt(1u << 5, on);
 }
 
+#define RECEIVE (1u << 4 | 1u << 6)
+
+static void receive(void)
+{
+    while (!(UART_FR & 1u << 4)) {
+        if (!hal_core_room()) {
+            interrupt(RECEIVE, 0);
+            break;
+        }
+        hal_core_received((uint8_t)UART_DR);
+    }
+}
+
+/* A few bytes that stayed in the FIFO while the interrupt was off do not interrupt: they are fetched here. */
 void board_receive_interrupt(int on)
 {
-    interrupt(1u << 4 | 1u << 6, on);
+    interrupt(RECEIVE, on);
+    if (on)
+        receive();
 }
 
 void ecg_irq(int32_t number)
 {
     (void)number;
     UART_ICR = 1u << 5 | 1u << 6;
-    while (!(UART_FR & 1u << 4)) {
-        if (!hal_core_room()) {
-            board_receive_interrupt(0);
-            break;
-        }
-        hal_core_received((uint8_t)UART_DR);
-    }
+    receive();
     hal_core_send();
 }
 
