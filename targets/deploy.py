@@ -25,6 +25,7 @@ def parser() -> say.Parser:
     p.add_argument("--board", metavar="B", help="a board of targets/boards.toml")
     p.add_argument("--flash", action="store_true", help="put the build on the device, or say how")
     p.add_argument("--port", help="serial port, UF2 volume or probe of the device to flash")
+    p.add_argument("--emulate", action="store_true", help="run the image in the emulator, UART on a pseudo terminal")
     p.add_argument("--weights", type=int, default=8, choices=(8, 16),
                    help="bits of a weight on a microcontroller: 16 are a tenth faster and take twice the flash (8)")
     p.add_argument("--rate", type=float, metavar="HZ", help="samples per second of the front-end (the model's rate)")
@@ -35,6 +36,8 @@ def main(args) -> dict:
     """Lower, build, note, flash."""
     chosen = targets.load(args.target)
     from targets import target
+    if args.emulate and args.target != "mcu":
+        say.fail(f"--emulate with --target {args.target}", "--target mcu, whose boards have an emulator")
     absent = chosen.missing()
     if absent:
         raise say.MissingError(f"target {args.target} cannot be built here: {absent}")
@@ -48,9 +51,13 @@ def main(args) -> dict:
     say.info(f"built {built.path} ({built.flash / 1000:.0f} kB) for model {manifest.identity.hex()[:16]}")
     if args.flash:
         chosen.flash(built, args.port)
-    say.info(f"next: python bench/parity.py --run {run} --target {args.target}")
-    return {"run": str(run), "target": args.target, "path": str(built.path), "flash": built.flash, "ram": built.ram,
+    done = {"run": str(run), "target": args.target, "path": str(built.path), "flash": built.flash, "ram": built.ram,
             "identity": manifest.identity.hex(), "notes": built.notes}
+    if args.emulate:
+        from targets import live_emulation
+        return done | {"emulated": live_emulation.serve(built.path, board, run)}
+    say.info(f"next: python bench/parity.py --run {run} --target {args.target}")
+    return done
 
 
 if __name__ == "__main__":
