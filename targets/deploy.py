@@ -26,6 +26,8 @@ def parser() -> say.Parser:
     p.add_argument("--flash", action="store_true", help="put the build on the device, or say how")
     p.add_argument("--port", help="serial port, UF2 volume or probe of the device to flash")
     p.add_argument("--emulate", action="store_true", help="run the image in the emulator, UART on a pseudo terminal")
+    p.add_argument("--package", choices=("arduino", "platformio", "zephyr"),
+                   help="a library of model and kernels for another build system; plain C unless a board says the core")
     p.add_argument("--weights", type=int, default=8, choices=(8, 16),
                    help="bits of a weight on a microcontroller: 16 are a tenth faster and take twice the flash (8)")
     p.add_argument("--rate", type=float, metavar="HZ", help="samples per second of the front-end (the model's rate)")
@@ -45,6 +47,8 @@ def main(args) -> dict:
     manifest, graph = target.open_run(run)
     board = target.read_board(args.board, args.target) if args.board else None
     out = run / args.target
+    if args.package:
+        return _package(args, board, out)
     chosen.lower(graph, manifest, out, board, target.Options(args.weights, args.rate))
     built = chosen.build(out, board)
     target.record_build(run, args.target, built, manifest.identity)
@@ -58,6 +62,17 @@ def main(args) -> dict:
         return done | {"emulated": live_emulation.serve(built.path, board, run)}
     say.info(f"next: python bench/parity.py --run {run} --target {args.target}")
     return done
+
+
+def _package(args, board: dict | None, out: pathlib.Path) -> dict:
+    """A library instead of firmware."""
+    from targets import mcu, packages, target
+    if args.target != "mcu":
+        say.fail(f"--package {args.package} with --target {args.target}", "--target mcu")
+    core = mcu.core_of(board, target.Options(args.weights)) if board else None
+    path = packages.write(args.package, args.run, out, core, args.rate)
+    say.info(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB); its README says how to use it")
+    return {"run": args.run, "target": args.target, "package": args.package, "path": str(path)}
 
 
 if __name__ == "__main__":
