@@ -210,6 +210,10 @@ class Twin:
         """Years or -1; 1 male, 2 female, 0 unknown."""
         self._library.ecg_host_patient(self._state, age, sex)
 
+    def bad(self) -> None:
+        """The samples so far are bad: a window that holds one of them decides nothing."""
+        self._library.ecg_host_bad(self._state)
+
     def stream(self, record: dict[str, np.ndarray]) -> np.ndarray:
         """What reference.stream gives: a whole record, int8 (lead, time) and sides (decision, *shape)."""
         self.reset()

@@ -50,6 +50,11 @@ void ecg_host_patient(ecg_host *h, int age, int sex)
     ecg_patient(&h->engine, age, sex);
 }
 
+void ecg_host_bad(ecg_host *h)
+{
+    ecg_bad(&h->engine);
+}
+
 /* A decision as Python reads it: sample, present, top, unreliable; its logits lie in another array. */
 typedef struct {
     uint32_t sample, present;
