@@ -114,7 +114,7 @@ def _flow(graph: Graph, local: list[Node], cut: Node, hop: int, flash: set[str],
                     state[roots[t]] = max(state[roots[t]], min(kept + more, after[t]))
         decided = max(total, samples)       # the decision that comes next or now
         first = (decided - samples) // stride + cut.attrs["start"]
-        state[finals] = max(state[finals], after[cut.inputs[0]] - first)
+        state[finals] = max(state[finals], after[cut.inputs[0]] - first, new[finals])
         before = after
     return {t: columns for t, columns in state.items() if columns > 0}, new
 

@@ -17,6 +17,7 @@ from tests.test_plan import KINDS, random_graph
 from train import frontend
 from train import manifest as manifests
 from train.say import UserError
+from train.sides import SIDES
 
 RANDOM = int(os.environ.get("LEADEDGE_GRAPHS", "24"))       # random graphs of each kind on each core
 
@@ -36,8 +37,11 @@ def window_case(name: str, graph, windows: int = 3, seed: int = 1) -> Case:
 
 def stream_case(name: str, graph, hop: int, hops: int = 4, seed: int = 3) -> Case:
     """The same, and a record that decides `hops` times."""
-    manifest = dataclasses.replace(make.manifest_of(graph, "0" * 64), streaming=True,
-                                   frontend=frontend.design(250), trigger=manifests.Trigger("hop", hop=hop))
+    manifest = make.manifest_of(graph, "0" * 64)
+    inputs = tuple(manifests.Input(i.name, SIDES[i.name].kind, i.shape, SIDES[i.name].unit, SIDES[i.name].lsb)
+                   if i.name in SIDES else i for i in manifest.inputs)
+    manifest = dataclasses.replace(manifest, streaming=True, frontend=frontend.design(250), inputs=inputs,
+                                   trigger=manifests.Trigger("hop", hop=hop))
     name_of, *others = graph.inputs
     leads, window = graph.tensors[name_of].shape
     rng = np.random.default_rng(seed)
@@ -55,7 +59,8 @@ def kinds() -> list[Case]:
         for leads in (1, 2):
             graph = make.streaming(seed=size, leads=leads, window=window, size=size)
             found.append(stream_case(f"{window} of {leads}", graph, 16))
-    return found
+    return [*found, *(stream_case(f"a hop of {hop}", make.streaming(seed=6, window="block", size=4), hop)
+                      for hop in (128, 176))]           # of a window of 160
 
 
 @functools.lru_cache
