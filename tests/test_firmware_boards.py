@@ -2,6 +2,8 @@
 """Firmware images: every board's HAL compiles, and the boards that the emulator has talk to their host and decide."""
 
 import functools
+import subprocess
+import sys
 
 import boards
 import numpy as np
@@ -106,6 +108,32 @@ def test_an_rp2350_image_shows_its_block_to_the_boot_rom(folder):
     flat = images.flat(image)
     at = flat.index(bytes.fromhex("d3deffff42012110ff01000000000000793512ab"))
     assert at < 4096 and at % 4 == 0 and image.start == 0x1000_0000
+
+
+def test_an_image_behind_a_boot_loader_is_signed_and_a_changed_bit_is_found(folder, tmp_path, monkeypatch):
+    """The commands of targets/firmware/README.md."""
+    pytest.importorskip("imgtool", reason="the Python package imgtool is not installed: pip install imgtool")
+    need("m4")
+    slot, size, header = 0xC000, 0x76000, 0x400
+    moved = dict(BOARDS["nrf52840dk"], flash_at=slot + header, flash=size - header)
+    monkeypatch.setitem(BOARDS, "nrf52840dk", moved)
+    image = images.read_elf(built("nrf52840dk", folder))
+    assert image.start == slot + header
+    images.write_bin(image, tmp_path / "firmware.bin")
+
+    def imgtool(*words) -> int:
+        command = [sys.executable, "-m", "imgtool.main", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True).returncode
+    assert imgtool("keygen", "-k", "key.pem", "-t", "ecdsa-p256") == 0
+    assert imgtool("sign", "-k", "key.pem", "--version", "0.1.0", "--header-size", hex(header), "--pad-header",
+                   "--slot-size", hex(size), "--align", "8", "firmware.bin", "signed.bin") == 0
+    signed = bytearray((tmp_path / "signed.bin").read_bytes())
+    flat = images.flat(image)
+    assert signed[header:header + len(flat)] == flat
+    assert imgtool("verify", "-k", "key.pem", "signed.bin") == 0
+    signed[header + 4000] ^= 1
+    (tmp_path / "changed.bin").write_bytes(signed)
+    assert imgtool("verify", "-k", "key.pem", "changed.bin") != 0
 
 
 @pytest.mark.parametrize("key", [key for key in EMULATED if key != "mps2-an386"])       # below: with two models
