@@ -74,12 +74,12 @@ def figures(arch: str, preset: str, task: str = TASK, leads: int = 1) -> dict:
 
 def _ram(graph, hop: int) -> dict:
     """Bytes of RAM, and what fills it where it is fullest."""
-    from targets import plan, stream
+    from targets import plan, ram, stream
     held = {"window": plan.window(graph).fullest()}
     if graph.boundary is not None:
         flow = stream.stream(graph, hop)
         held["streaming, a hop's columns"], held["streaming, a decision"] = flow.local.fullest(), flow.decide.fullest()
-    return stream.summary(graph, hop) | {
+    return ram.summary(graph, hop) | {
         "fullest": {where: {"node": node, "tensors": sizes} for where, (node, sizes) in held.items()}}
 
 

@@ -109,7 +109,7 @@ def evaluate(cell: Cell, data: pathlib.Path, folder: pathlib.Path) -> dict:
 def figures(run: pathlib.Path) -> dict:
     """What a finished run folder says of itself, without paths."""
     from compress import graph as graphs
-    from targets import stream
+    from targets import ram
     from train import fit
     graph = graphs.load(run)
     _, net = fit.load(run)
@@ -119,7 +119,7 @@ def figures(run: pathlib.Path) -> dict:
             "machine")
     return {key: qat[key] for key in kept if key in qat} | {
         "parameters": sum(p.numel() for p in net.parameters()), "macs": graphs.macs(graph),
-        "ram": stream.summary(graph, about["trigger"]["hop"]),
+        "ram": ram.summary(graph, about["trigger"]["hop"]),
         "kinds": sorted({n.kind for n in graph.nodes}),
         "seconds": {"float": training["seconds"], "qat": qat["seconds"]}, "best_epoch": training["best_epoch"]}
 

@@ -4,7 +4,7 @@
 A buffer is reused as soon as nothing reads it any more. A reshape, and a slice or transpose that leaves the bytes in
 order, is a view of its input. An operation that reads an element before it writes the one at its place works in the
 buffer of an input that ends there. Constants lie in flash. Inputs are written anew for every evaluation and may be
-overwritten. What a kernel needs besides its tensors (one attention row) is counted apart, see `scratch`. `stream.py`
+overwritten. What a kernel needs besides its tensors is counted apart (`ram.py`). `stream.py`
 plans the streaming form.
 """
 
@@ -14,7 +14,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from compress.graph import Graph, Node, keys_seen
+from compress.graph import Graph, Node
 
 ALIGN = 4               # buffers start on a word, so that a kernel loads four codes at once on every core
 WIDTH = 64              # partial orders that the search keeps
@@ -130,22 +130,6 @@ def overwritten(graph: Graph, n: Node) -> list[str]:
     shape = graph.tensors[n.output].shape
     inputs = n.inputs[:1] if n.kind == "attention" else n.inputs
     return [t for t in inputs if n.kind in OVERWRITES and graph.tensors[t].shape == shape]
-
-
-def scratch(graph: Graph) -> dict[str, int]:
-    """Bytes that the kernels need besides their tensors, by node: those that need any.
-
-    attention: the scores of one query and head, int32, for each of its maps. lstm: the int16 cell, and the state before
-    and after a step unless the output holds them.
-    """
-    found = {}
-    for n in graph.nodes:
-        if n.kind == "attention":
-            maps = 2 if len(n.inputs) == 5 else 1
-            found[n.name] = 4 * maps * keys_seen(n, graph.tensors[n.inputs[1]].shape[2])
-        elif n.kind == "lstm":
-            found[n.name] = n.params["weight_h"].shape[1] * (2 if n.attrs["sequence"] else 4)
-    return found
 
 
 def _roots(task: Task) -> dict[str, tuple[str, int]]:

@@ -3,12 +3,41 @@
 
 from __future__ import annotations
 
-from targets import front_data
-from targets.pack import Layer
+from dataclasses import dataclass
+
+from compress.graph import Graph
+from targets import c_program, front_data, plan
+from targets.pack import CORES, Core, Layer
 from train import rpeak
 from train.manifest import Manifest
 
 QUEUE, WAITING = 4, 4 + 12 + 16 * 9     # ECG_QUEUE, sizeof(ecg_waiting)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Bytes that one form of a graph takes: tensors of the moment, kernels' scratch, columns kept; tensors counted."""
+
+    arena: int
+    scratch: int
+    state: int = 0
+    counters: int = 0
+
+
+def summary(graph: Graph, hop: int | None = None, core: Core = CORES["m4"]) -> dict:
+    """Bytes of RAM on a core, as plain JSON, without front end. `ram_bytes` is what a device needs: the streaming form
+    where the graph streams by a hop (samples), else a window. `bound_bytes`: no arena of a window can be smaller."""
+    layers = c_program.Layers(graph, core)
+    program = c_program.window(graph, layers)
+    window, flowing = Form(program.arena, program.scratch), None
+    if graph.boundary is not None and hop:
+        s = c_program.streaming(graph, hop, layers)
+        flowing = Form(max(s.front.arena, s.back.arena), max(s.front.scratch, s.back.scratch), s.state,
+                       len(s.front.tensors))
+    runs = flowing or window
+    return {"window_bytes": window.arena, "bound_bytes": plan.window(graph).bound, "scratch_bytes": runs.scratch,
+            "stream_bytes": flowing and flowing.arena + flowing.state, "state_bytes": flowing and flowing.state,
+            "ram_bytes": total(runs, graph.tensors[graph.output].shape[0])}
 
 
 def parts(source, classes: int, manifest: Manifest | None = None, rate: Layer | None = None) -> dict[str, int]:

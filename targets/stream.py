@@ -18,7 +18,7 @@ from compress import graph as graphs
 from compress.graph import Graph, Node
 from compress.reference import column_stride, period
 from compress.reference_attention import finished
-from targets.plan import Plan, Task, byte_of_view, constants, plan, scratch, window
+from targets.plan import Plan, Task, byte_of_view, constants, plan
 from train.say import GraphError
 
 
@@ -41,15 +41,6 @@ class Stream:
     def arena(self) -> int:
         """The larger of the two parts."""
         return max(self.local.bytes, self.decide.bytes)
-
-
-def summary(graph: Graph, hop: int | None = None) -> dict:
-    """Bytes of RAM, as plain JSON. `ram_bytes` is what a device needs: the streaming form where the graph streams."""
-    whole, kernels = window(graph), max(scratch(graph).values(), default=0)
-    flowing = stream(graph, hop) if graph.boundary is not None and hop else None
-    return {"window_bytes": whole.bytes, "bound_bytes": whole.bound, "scratch_bytes": kernels,
-            "stream_bytes": flowing and flowing.bytes, "state_bytes": flowing and flowing.state_bytes,
-            "ram_bytes": (flowing or whole).bytes + kernels}
 
 
 def stream(graph: Graph, hop: int) -> Stream:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from compress import graph as graphs
 from compress import reference
-from targets import plan, stream
+from targets import plan, ram, stream
 from tests import arena
 from tests import graphs as make
 from train.say import GraphError
@@ -132,18 +132,13 @@ def test_a_better_order_than_the_given_one_is_found():
     assert planned.bytes < 4 * 64 + 2 * 16 * 64
 
 
-def test_scratch_is_one_row_of_scores_and_the_cells_of_an_lstm():
-    needs = plan.scratch(make.attending(lam=0.4))
-    assert list(needs.values()) == [4 * 2 * 32]
-    needs = plan.scratch(make.learned())
-    assert sorted(needs.values()) == [2 * 8, 4 * 8]
-
-
 def test_a_summary_is_plain_json_and_counts_the_form_that_a_device_runs():
-    flat = stream.summary(make.every_kind(), 256)
-    assert flat["stream_bytes"] is None and flat["ram_bytes"] == flat["window_bytes"] + flat["scratch_bytes"]
-    flowing = stream.summary(make.streaming(), 32)
-    assert flowing["ram_bytes"] == flowing["stream_bytes"] + flowing["scratch_bytes"]
+    flat = ram.summary(make.every_kind(), 256)
+    assert flat["stream_bytes"] is None
+    assert flat["window_bytes"] + flat["scratch_bytes"] <= flat["ram_bytes"] <= flat["window_bytes"] + flat[
+        "scratch_bytes"] + 64
+    flowing = ram.summary(make.streaming(), 32)
+    assert flowing["stream_bytes"] + flowing["scratch_bytes"] < flowing["ram_bytes"]
     assert 0 < flowing["state_bytes"] < flowing["stream_bytes"]
 
 
@@ -182,7 +177,7 @@ def equal_in_stream(graph, hop: int, hops: int = 5) -> None:
 def test_a_large_graph_streams_from_its_plan_in_less_than_half_the_memory():
     graph = make.like_local_lead()
     equal_in_stream(graph, 256, hops=2)
-    found = stream.summary(graph, 256)
+    found = ram.summary(graph, 256)
     assert found["ram_bytes"] < (found["window_bytes"] + found["scratch_bytes"]) / 2
 
 
@@ -233,9 +228,9 @@ def network(request):
 
 def test_a_preset_keeps_its_budget_of_flash_and_ram(network):
     _, preset, net, graph = network
-    flash, ram = memory.BUDGET[preset]
+    flash, room = memory.BUDGET[preset]
     assert graph.weight_bytes <= flash
-    assert stream.summary(graph, net.geometry.hop)["ram_bytes"] <= ram
+    assert ram.summary(graph, net.geometry.hop)["ram_bytes"] <= room
 
 
 def test_the_arenas_of_a_preset_waste_next_to_nothing(network):
@@ -306,6 +301,6 @@ def test_the_committed_table_is_that_of_todays_networks(network):
     arch, preset, net, graph = network
     found = json.loads((memory.RESULTS / "memory.json").read_text())["networks"]
     row = next(f for f in found if (f["arch"], f["preset"], f["leads"]) == (arch, preset, 1))
-    planned = stream.summary(graph, net.geometry.hop)
+    planned = ram.summary(graph, net.geometry.hop)
     now = {"flash_bytes": graph.weight_bytes, "macs": graphs.macs(graph), **planned}
     assert {key: row[key] for key in now} == now, "python bench/memory.py --all-leads --write"
