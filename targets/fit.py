@@ -14,8 +14,10 @@ from targets.c_program import Program, Streaming
 from targets.pack import Array, Layer
 from train.say import UserError
 
-CODE = 34_000           # most bytes of kernels, engine, link, HAL and C library in an image
-FIRMWARE_RAM = 6_500    # most bytes of the application, its buffers and the stack beside the model's block
+# most bytes of kernels, engine, link, HAL and C library in an image: all kernels of a core and a little
+CODE = {"m0plus": 38_500, "m3": 34_500, "m4": 38_000, "m7": 38_000, "m33": 38_000, "m55": 60_000}
+# most bytes of the application, its buffers and the stack beside the model's block; more for each lead and class
+FIRMWARE_RAM, OF_LEAD, OF_CLASS = 6_800, 160, 32
 BYTES = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "int64_t": 8,
          "uint64_t": 8, "ecg_scale": 4}
 NODE, TENSOR = 20, 24   # sizeof ecg_node and ecg_tensor on a 32-bit core
@@ -31,8 +33,8 @@ class Need:
     widest: tuple[str, int]
 
 
-def need(source: Source, graph: Graph) -> Need:
-    """What an image of the model takes."""
+def need(source: Source, graph: Graph, core: str) -> Need:
+    """What an image of the model takes on a core."""
     flat = [p for form in source.programs.values() for p in _programs(form)]
     layers = {id(c.layer): (c.node.name, _layer_bytes(c.layer)) for p in flat for c in p.calls}
     shared = {_key(a): a.values.size * BYTES[a.ctype] for p in flat for c in p.calls for a in _arrays(c.layer)}
@@ -41,7 +43,9 @@ def need(source: Source, graph: Graph) -> Need:
     structs = sum(4 * len(c.layer.fields) for p in flat for c in p.calls)
     heaviest = max(layers.values(), key=lambda row: row[1], default=("", 0))
     moments = [_widest(p) for p in flat if p.calls]
-    return Need(sum(shared.values()) + constants + tables + structs + CODE, source.ram + FIRMWARE_RAM, heaviest,
+    firmware = FIRMWARE_RAM + OF_LEAD * graph.tensors[graph.inputs[0]].shape[0]
+    firmware += OF_CLASS * graph.tensors[graph.output].shape[0]
+    return Need(sum(shared.values()) + constants + tables + structs + CODE[core], source.ram + firmware, heaviest,
                 max(moments, key=lambda row: row[1], default=("", 0)))
 
 

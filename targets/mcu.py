@@ -60,7 +60,7 @@ def lower(graph: Graph, manifest: Manifest, out: Path, board: dict | None = None
     options = options or Options()
     core = core_of(board, options)
     source = c_model.generate(graph, manifest, core, forms(manifest), fs_in=options.fs_in)
-    needed = fit.need(source, graph)
+    needed = fit.need(source, graph, board["core"])
     fit.check(needed, board)
     twin.write(source, out)
     about = {"board": board["key"], "core": core.name, "weights": options.weights,
