@@ -14,7 +14,7 @@ from train.say import UserError, need
 
 SECTION = ".ecg_model"
 MAGIC = 0x31474345
-HEAD = struct.Struct("<4I")         # magic, version, length, crc: the beginning of an ecg_model
+HEAD = struct.Struct("<5I")         # magic, version, length, crc, ~length: the beginning of an ecg_model
 
 
 def seal(elf: Path) -> int:
@@ -37,9 +37,9 @@ def seal(elf: Path) -> int:
         raise UserError(f"{elf}: the section {SECTION} begins with {magic:#x}", f"a model, {MAGIC:#x}")
     heads = {0} | {at for at in places if 0 <= at <= len(data) - HEAD.size and HEAD.unpack_from(data, at)[0] == MAGIC}
     for at in sorted(heads, reverse=True):          # what a seal covers holds the seals of the heads behind it
-        _, version, _, _ = HEAD.unpack_from(data, at)
-        HEAD.pack_into(data, at, MAGIC, version, len(data) - at, 0)
-        HEAD.pack_into(data, at, MAGIC, version, len(data) - at, zlib.crc32(data[at:]))
+        version, length = HEAD.unpack_from(data, at)[1], len(data) - at
+        HEAD.pack_into(data, at, MAGIC, version, length, 0, length ^ 0xffffffff)
+        HEAD.pack_into(data, at, MAGIC, version, length, zlib.crc32(data[at:]), length ^ 0xffffffff)
     with open(elf, "r+b") as file:
         file.seek(offset)
         file.write(data)

@@ -25,6 +25,7 @@ static void seal(ecg_model *to, const ecg_model *from)
 {
     *to = *from;
     to->length = sizeof *to;
+    to->mirror = ~to->length;
     to->crc = crc_of(to);
 }
 

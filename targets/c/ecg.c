@@ -142,7 +142,7 @@ int ecg_check(const ecg_model *model)
     const uint8_t *bytes = (const uint8_t *)model;
     const uint32_t hole = offsetof(ecg_model, crc);
     uint32_t crc = 0xffffffffu;
-    if (model->magic != ECG_MAGIC || model->length < sizeof *model)
+    if (model->magic != ECG_MAGIC || model->length < sizeof *model || model->length != ~model->mirror)
         return ECG_E_DAMAGED;
     for (uint32_t i = 0; i < model->length; i++) {
         crc ^= i - hole < sizeof model->crc ? 0 : bytes[i];

@@ -53,6 +53,7 @@ enum { ECG_SIDES = 4, ECG_LEADS_MAX = 12 };
 typedef struct {
     uint32_t magic, version;
     uint32_t length, crc;           /* of the section, CRC-32 with this field 0; length 0: not sealed */
+    uint32_t mirror;                /* ~length: a wrong length is known before anything is read by it */
     uint8_t identity[32];           /* SHA-256 of what the manifest promises */
     const char *name;
     const ecg_program *window;      /* NULL: this build does not evaluate single windows */
