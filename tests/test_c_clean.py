@@ -190,6 +190,24 @@ def test_the_hal_of_a_board_is_clean(name, tmp_path):
         assert int(line.split("\t")[1]) < FRAME, line
 
 
+@pytest.mark.parametrize("chip", ("1292", "30003"))
+@pytest.mark.parametrize("core", ("m0plus", "m4"))
+def test_the_hal_of_a_chip_is_clean(core, chip, tmp_path):
+    if toolchain.missing(core):
+        pytest.skip(toolchain.missing(core))
+    flags = [f"-DHAL_SENSOR={chip}", "-DHAL_SENSOR_FS=250", "-DHAL_SENSOR_GAIN=6"]
+    clean([*toolchain.compiler(core).command, *STRICT, *INCLUDE, *SIZES, *flags], tmp_path, [FIRMWARE / "hal_sensor.c"])
+
+
+def test_the_programs_of_the_emulator_are_clean(tmp_path):
+    if toolchain.missing("m4"):
+        pytest.skip(toolchain.missing("m4"))
+    m, graph = hop_model()
+    twin.write(c_model.generate(graph, m, pack.CORES["m4"]), tmp_path)
+    clean([*toolchain.compiler("m4").command, *STRICT, *INCLUDE, f"-I{tmp_path}", "-DRUN_INPUT_BYTES=160",
+           "-DRUN_CLASSES=3"], tmp_path, [FIRMWARE / "run_main.c", FIRMWARE / "parity_main.c"])
+
+
 @pytest.mark.parametrize("core", ("host", "m0plus", "m4", "m4 wide", "m55"))
 @pytest.mark.parametrize("name", MODELS)
 def test_a_generated_model_is_clean(name, core, tmp_path):
