@@ -4,8 +4,8 @@
     python bench/tables.py             write README.md
     python bench/tables.py --check     fail when README.md says something else than the figures
 
-Tables: sweep, ablation (bench/results/sweep/*.json), memory (memory.json), labels (labels/*.json) and distill
-(distill.json).
+Tables: sweep, ablation, stream (bench/results/sweep/*.json), memory (memory.json), labels (labels/*.json), distill
+(distill.json), kernels (kernels-*.json) and mcu (mcu-m4.json).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import sys
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from bench import distill, labels, sweep
+from bench import distill, kernels, labels, sweep
+from targets import toolchain
 from train import runs, say
 from train.models import ARCHS
 
@@ -27,6 +28,7 @@ MEMORY = sweep.RESULTS.parent / "memory.json"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TASKS = {"cinc2017": ("CinC 2017", "mean F1 of N, A, O"), "mitbih": ("MIT-BIH, beat-given", "mean F1 of N, S, V"),
          "ptbxl": ("PTB-XL", "macro AUROC")}
+CORES = ("m0plus", "m3", "m4", "m7", "m33", "m55")
 COST = ("kB flash", "kB RAM", "MMAC")
 
 
@@ -135,8 +137,58 @@ def distill_table() -> str:
                    "against the one above, points"], rows)
 
 
-TABLES = {"sweep": sweep_table, "ablation": ablation_table, "memory": memory_table, "labels": labels_table,
-          "distill": distill_table}
+def stream_table() -> str:
+    """A preset made for streaming beside the one it comes from."""
+    rows = []
+    for arch, preset, task in sweep.STREAM:
+        for name in (preset.split("-")[0], preset):
+            cell = held(name, task).get(arch)
+            if cell:
+                rows.append([f"`{arch}` `{name}`", *_forms(cell), *_cost(cell)])
+    if len(rows) < 2:
+        return "No cell has been made yet: `python bench/sweep.py --data DIR --cells stream`.\n"
+    return _table(["network", "float", "int8", "int8 - float, points", *COST], rows)
+
+
+def kernels_table() -> str:
+    """Single layers on six cores."""
+    found = {}
+    for core in CORES:
+        for bits in (8, 16):
+            rows = {r["shape"]: r for r in (_results(f"kernels-{core}") or {"rows": []})["rows"]
+                    if r["weight_bits"] == bits}
+            if rows:
+                found[toolchain.core_name(core) + (", 16-bit weights" if bits == 16 else "")] = rows
+    if not found:
+        return "Not counted yet: `python bench/kernels.py --core m4 --write`.\n"
+    shown = {core: rows for core, rows in found.items() if "16" not in core or core.startswith("M4")}
+    rows = [[name.split(maxsplit=1)[1] if name[1] == " " and name[0] != " " else name.strip(),
+             *(f"{rows[key]['each']:.2f} ({rows[key]['cmsis_nn']:g})" if key in rows else "-"
+               for rows in shown.values())] for key, name in kernels.SHAPES.items()]
+    return _table(["layer", *shown], rows)
+
+
+def mcu_table() -> str:
+    """Whole models on a Cortex-M4."""
+    found = _results("mcu-m4")
+    if not found:
+        return "Not counted yet: `python bench/mcu.py --write`.\n"
+    rows = [[r["name"], f"{r['macs'] / 1e6:.2f}", f"{r['window'] / 1e6:.2f}", f"{r['per_mac']:.2f}",
+             f"{r['tflm']['instructions'] / 1e6:.1f}, {r['tflm']['ratio']:.1f}x" if "tflm" in r else "-",
+             *([f"{r['hop'] / 1e6:.2f}", f"1/{1 / r['hop_share']:.1f}"] if r["hop"] else ["-", "-"]),
+             _kilo(r["kernel_bytes"]), _kilo(r["model_bytes"]), _kilo(r["ram"]["ram_bytes"])]
+            for r in found["networks"]]
+    return _table(["network", "MMAC", "M instructions a window", "for each MAC", "TensorFlow Lite Micro, M", "M a hop",
+                   "of a window", "kB kernels", "kB model", "kB RAM"], rows)
+
+
+def _results(name: str) -> dict | None:
+    path = sweep.RESULTS.parent / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+TABLES = {"sweep": sweep_table, "ablation": ablation_table, "stream": stream_table, "memory": memory_table,
+          "labels": labels_table, "distill": distill_table, "kernels": kernels_table, "mcu": mcu_table}
 
 
 def rendered(text: str) -> str:

@@ -24,7 +24,7 @@ from targets.firmware_image import Slot
 from targets.pack import CORES, Core
 from targets.target import Built, Options
 from targets.toolchain import Image, Region
-from train import runs, say
+from train import frontend, rpeak, runs, say
 from train.manifest import Manifest
 from train.say import UserError
 
@@ -82,10 +82,13 @@ def build(out: Path, board: dict | None) -> Built:
     images.write_hex(pieces, elf.with_suffix(".hex"))
     if "uf2" in board:
         images.write_uf2(pieces, elf.with_suffix(".uf2"), board["uf2"]["family"])
+    due = latency(manifest, about["fs_in"])
     _report(image, board, about)
+    say.info(f"latency: the front end takes {due['front_end_ms']:.0f} ms; the first decision that a sample can "
+             f"influence falls due at most {due['wait_ms']:.0f} ms later")
     return Built(elf, image.flash, image.ram, {"form": "int8", "board": board["key"], "core": board["core"],
                                                "weights": about["weights"], "sections": _sections(image),
-                                               "model_ram": about["model_ram"]})
+                                               "latency": due, "model_ram": about["model_ram"]})
 
 
 def link(out: Path, slots: list[Slot], board: dict, about: dict) -> Path:
@@ -118,6 +121,18 @@ def _report(image: Image, board: dict, about: dict) -> None:
     say.info(f"{board['name']}: flash {image.flash / 1000:.1f} kB of {board['flash'] / 1000:.0f}, RAM "
              f"{image.ram / 1000:.1f} kB of {board['ram'] / 1000:.0f} ({ram}), model data "
              f"{image.size('.ecg_model') / 1000:.1f} kB, weights of {about['weights']} bits")
+
+
+def latency(manifest: Manifest, fs_in: float) -> dict[str, float]:
+    """Milliseconds from a sample to the first decision that it can influence: the front end's delay of a QRS complex,
+    and the longest wait behind it for a decision to fall due. Computing comes on top."""
+    front = 1000 * frontend.delay(manifest.frontend, fs_in) / manifest.fs
+    if manifest.trigger.kind == "hop":
+        return {"front_end_ms": front, "wait_ms": 1000 * manifest.trigger.hop / manifest.fs}
+    behind = manifest.window - 1 - manifest.trigger.offset
+    if manifest.trigger.beats_after:    # the next beat may take the 10 s at which intervals are clipped
+        behind = 10 * manifest.fs + rpeak.Detector(manifest.fs).latency
+    return {"front_end_ms": front, "wait_ms": 1000 * behind / manifest.fs}
 
 
 def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
