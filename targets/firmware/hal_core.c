@@ -66,16 +66,21 @@ void ecg_tick(void)
 }
 
 /* The tick comes when the counter reaches 0; it goes on with its highest number. Also right inside of an interrupt, where
- * a tick that is due has not been counted yet. */
+ * a tick that is due has not been counted yet. It never goes back: QEMU starts the counter again a moment before it says
+ * that the tick is due. */
 __attribute__((weak)) uint32_t hal_time_us(void)
 {
+    static uint32_t latest;
     uint32_t before, left, due;
     do {
         before = ticks;
         due = ICSR & PENDSTSET;
         left = SYST_CVR;
     } while (before != ticks || due != (ICSR & PENDSTSET));
-    return (before + (due != 0)) * TICK_US + (left ? (per_tick - left) / per_us : 0);
+    const uint32_t now = (before + (due != 0)) * TICK_US + (left ? (per_tick - left) / per_us : 0);
+    if ((int32_t)(now - latest) > 0)
+        latest = now;
+    return latest;
 }
 
 int32_t hal_samples(hal_frame *frames, int32_t room, uint32_t *lost, uint32_t *newest_us)
