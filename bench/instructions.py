@@ -34,15 +34,16 @@ def measured(run, board: dict, weights: int) -> dict:
     if found.hop:
         say.info(f"hop of {manifest.trigger.hop / manifest.fs:.2f} s: {found.hop_total:,} instructions, "
                  f"1/{found.window_total / found.hop_total:.1f} of a window")
-    say.info(f"code: {found.code['kernels']:,} bytes of kernels, {found.code['engine']:,} of engine; model data "
-             f"{found.model:,} bytes")
+    say.info(f"flash: {found.code['kernels']:,} bytes of kernels, {found.code['engine']:,} of engine, model data "
+             f"{found.model:,}; stack at the deepest {found.stack:,} bytes; RAM: what deploy.py plans and links")
     a_second = found.hop_total / (manifest.trigger.hop / manifest.fs) if found.hop else None
     guess = estimate(board, found.hop_total or found.window_total, a_second)
     _say(board, guess, bool(found.hop))
     return {"run": str(run), "target": "mcu", "board": board["key"], "core": board["core"], "weights": weights,
             "macs": macs, "measured": {"window": found.window_total, "hop": found.hop_total or None,
                                        "layers": [asdict(r) for r in found.window], "code": found.code,
-                                       "model_bytes": found.model}, "estimate": guess, "machine": say.machine()}
+                                       "model_bytes": found.model, "stack_bytes": found.stack},
+            "estimate": guess, "machine": say.machine()}
 
 
 def estimate(board: dict, instructions: int, a_second: float | None) -> dict:
@@ -69,7 +70,7 @@ def _say(board: dict, guess: dict, streams: bool) -> None:
                  f"{BATTERY_MAH} mAh, if the core takes {board['ma_per_mhz']} mA/MHz while it computes and {SLEEP_MA} "
                  "mA asleep; without front-end, radio and display")
     if not {"ms", "days"} & set(guess):
-        say.info(f"no clock or current of the {board['name']} is known: no estimate")
+        say.info(f"no clock or current of {board['name']} is known: no estimate")
 
 
 def boards_core(name: str | None) -> dict:

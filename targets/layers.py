@@ -7,6 +7,7 @@ Counts are exact and repeatable. They are instructions, not cycles: the emulator
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class Row:
 @dataclass(frozen=True)
 class Profile:
     """window, hop: layers in order, and all instructions (driver included). Bytes of
-    code by part, and of the model's data."""
+    code by part, of the model's data, and of stack at the deepest."""
 
     window: list[Row]
     window_total: int
@@ -51,6 +52,7 @@ class Profile:
     hop_total: int
     code: dict[str, int]
     model: int
+    stack: int
 
 
 def measure(core: Core, graph: Graph, manifest: Manifest | None = None, hop: int | None = None,
@@ -74,7 +76,8 @@ def measure(core: Core, graph: Graph, manifest: Manifest | None = None, hop: int
     programs = {"window": source.programs.get("window"), "hop": source.programs.get("stream")}
     rows = {name: _rows(graph, name, p, found) for name, p in programs.items()}
     totals = {name: sum(c.total for k, c in found.items() if k.startswith(f"{name} ")) for name in programs}
-    return Profile(rows["window"], totals["window"], rows["hop"], totals["hop"], code, model)
+    return Profile(rows["window"], totals["window"], rows["hop"], totals["hop"], code, model,
+                   int(re.search(r"stack (\d+)", done.text)[1]))
 
 
 def _calls(program) -> list[Call]:

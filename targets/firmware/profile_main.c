@@ -49,5 +49,8 @@ int main(void)
             ecg_net_step(&engine.net, model.stream, profile_inputs + 1);
         ecg_mark("");
     }
+    ecg_print("stack ");
+    ecg_print_int((int32_t)ecg_stack_used());
+    ecg_print("\n");
     ecg_exit(0);
 }
