@@ -30,6 +30,7 @@ def parser() -> say.Parser:
                    help="a library of model and kernels for another build system; plain C unless a board says the core")
     p.add_argument("--weights", type=int, default=8, choices=(8, 16),
                    help="bits of a weight on a microcontroller: 16 are a tenth faster and take twice the flash (8)")
+    p.add_argument("--sensor", metavar="CHIP", help="ads1292r or max30003 on the board's SPI; without, the host sends")
     p.add_argument("--rate", type=float, metavar="HZ", help="samples per second of the front-end (the model's rate)")
     return p
 
@@ -49,7 +50,7 @@ def main(args) -> dict:
     out = run / args.target
     if args.package:
         return _package(args, board, out)
-    chosen.lower(graph, manifest, out, board, target.Options(args.weights, args.rate))
+    chosen.lower(graph, manifest, out, board, target.Options(args.weights, args.rate, args.sensor))
     built = chosen.build(out, board)
     target.record_build(run, args.target, built, manifest.identity)
     say.info(f"built {built.path} ({built.flash / 1000:.0f} kB) for model {manifest.identity.hex()[:16]}")

@@ -11,8 +11,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from train import resample
 from train.manifest import Manifest
-from train.say import UserError
+from train.say import UserError, choose
 
 FIRMWARE = Path(__file__).parent / "firmware"
 APPLICATION = (*(FIRMWARE / name for name in ("app.c", "app_stream.c", "app_link.c")),
@@ -20,6 +21,21 @@ APPLICATION = (*(FIRMWARE / name for name in ("app.c", "app_stream.c", "app_link
 MAIN = FIRMWARE / "main.c"
 EXTRA = {"-DHAL_RP2=2040": "rp2040_boot2.c", "-DHAL_RP2=2350": "rp2350_start.c"}      # what a boot ROM wants to see
 MOST_MODELS, MOST_CHANNELS, MOST_NAME = 8, 8, 16
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A front-end chip on SPI. number: HAL_SENSOR; gain: what its driver sets; rates: Hz."""
+
+    number: int
+    driver: str
+    channels: int
+    gain: int
+    rates: tuple[int, ...]
+
+
+CHIPS = {"ads1292r": Chip(1292, "ads1292r.c", 2, 6, (125, 250, 500, 1000)),
+         "max30003": Chip(30003, "max30003.c", 1, 20, (125, 128, 250, 256, 500, 512))}
 
 
 @dataclass(frozen=True)
@@ -68,16 +84,32 @@ def image_c(board: str, clock_khz: int, slots: list[Slot], source: Source) -> st
         f".clock_khz = {clock_khz},\n}};\n"])
 
 
-def defines(slots: list[Slot], source: Source) -> tuple[str, ...]:
-    """Compiler flags that size the application for its models."""
+def defines(slots: list[Slot], source: Source, chip: Chip | None = None) -> tuple[str, ...]:
+    """Compiler flags that size the application for its models, and name its front-end chip."""
+    sensor = (f"-DHAL_SENSOR={chip.number}", f"-DHAL_SENSOR_FS={source.fs_num}",
+              f"-DHAL_SENSOR_GAIN={chip.gain}") if chip else ()
     return (f"-DAPP_MODELS={len(slots)}", f"-DAPP_CLASSES={max(len(s.manifest.classes) for s in slots)}",
-            f"-DHAL_CHANNELS={source.channels}")
+            f"-DHAL_CHANNELS={source.channels}", *sensor)
 
 
-def hal(board: dict) -> list[Path]:
-    """The sources of a board's HAL; `board` as target.read_board gives it."""
+def hal(board: dict, chip: Chip | None = None) -> list[Path]:
+    """The sources of a board's HAL, with a front-end chip's; `board` as target.read_board gives it."""
     names = ["hal_core.c", f"hal_{board['hal']}.c", *(EXTRA[f] for f in board.get("flags", ()) if f in EXTRA)]
-    return [FIRMWARE / name for name in names]
+    return [FIRMWARE / name for name in [*names, *(["hal_sensor.c", f"sensors/{chip.driver}"] if chip else [])]]
+
+
+def source_of(board: dict, sensor: str | None, fs: float, channels: int) -> tuple[Source, Chip | None]:
+    """Where a board's samples come from at fs Hz: a chip of CHIPS, or the host on so many channels."""
+    if sensor is None:
+        rate = resample.ratio(fs, 1)        # 1 / fs as a simple fraction
+        return Source(rate.denominator, rate.numerator, channels), None
+    chip = CHIPS[choose(sensor, CHIPS, "front-end chip")]
+    if not board.get("spi"):
+        raise UserError(f"no firmware for a front-end chip on a {board['name']}", "a board of boards.toml with `spi`",
+                        "leave --sensor out: the host sends the samples; or write its HAL, see firmware/README.md")
+    if fs not in chip.rates:
+        raise UserError(f"{sensor} at {fs:g} Hz", f"one of {', '.join(map(str, chip.rates))} Hz", "--rate 250")
+    return Source(int(fs), 1, chip.channels, sensor=True), chip
 
 
 def boot2_c(code: bytes) -> str:

@@ -60,12 +60,15 @@ def lower(graph: Graph, manifest: Manifest, out: Path, board: dict | None = None
     options = options or Options()
     core = core_of(board, options)
     source = c_model.generate(graph, manifest, core, forms(manifest), fs_in=options.fs_in)
+    if manifest.trigger.kind == "hop" and not manifest.streaming:
+        say.warn(f"{manifest.name} does not stream: this firmware decides only on windows that the host injects")
+    firmware_image.source_of(board, options.sensor, options.fs_in or manifest.fs, 1)
     needed = fit.need(source, graph, board["core"])
     fit.check(needed, board)
     twin.write(source, out)
     about = {"board": board["key"], "core": core.name, "weights": options.weights,
-             "fs_in": options.fs_in or manifest.fs, "kernels": source.kernels, "planned_flash": needed.flash,
-             "planned_ram": needed.ram, "model_ram": source.ram}
+             "fs_in": options.fs_in or manifest.fs, "sensor": options.sensor, "kernels": source.kernels,
+             "planned_flash": needed.flash, "planned_ram": needed.ram, "model_ram": source.ram}
     runs.write(out, {"build.json": json.dumps(about, indent=2) + "\n"})
 
 
@@ -93,22 +96,17 @@ def build(out: Path, board: dict | None) -> Built:
 
 def link(out: Path, slots: list[Slot], board: dict, about: dict) -> Path:
     """The board's firmware around the models that lie in `out` as <prefix>.c; sealed."""
-    source = firmware_image.Source(*_ratio(about["fs_in"]), channels=max(s.manifest.waveform.shape[0] for s in slots))
+    source, chip = firmware_image.source_of(board, about.get("sensor"), about["fs_in"],
+                                            max(s.manifest.waveform.shape[0] for s in slots))
     runs.write(out, {"image.c": firmware_image.image_c(board["key"], board.get("clock_khz", 0), slots, source)})
     engine = [toolchain.KERNELS / name for name in twin.ENGINE]
-    files = [firmware_image.MAIN, *firmware_image.APPLICATION, *firmware_image.hal(board), out / "image.c",
+    files = [firmware_image.MAIN, *firmware_image.APPLICATION, *firmware_image.hal(board, chip), out / "image.c",
              out / "kernels.c", *(out / f"{s.prefix}.c" for s in slots), *engine, *twin.sources(about["kernels"])]
     elf = toolchain.image(board["core"], files, out / "firmware.elf", Region(board["flash_at"], board["flash"]),
                           Region(board["ram_at"], board["ram"]), stack=STACK, include=[out, firmware_image.FIRMWARE],
-                          flags=[*SECTION, *firmware_image.defines(slots, source), *board.get("flags", ())])
+                          flags=[*SECTION, *firmware_image.defines(slots, source, chip), *board.get("flags", ())])
     seal.seal(elf)
     return elf
-
-
-def _ratio(fs: float) -> tuple[int, int]:
-    from train import resample
-    rate = resample.ratio(fs, 1)        # 1 / fs as a simple fraction
-    return rate.denominator, rate.numerator
 
 
 def _sections(image: Image) -> dict[str, int]:

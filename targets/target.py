@@ -29,10 +29,12 @@ ENOUGH = 2000                           # windows that decide about LABELS
 @dataclass(frozen=True)
 class Options:
     """What a user may choose beside the board. weights: bits of a weight, 16 are faster on some cores and take twice
-    the flash. fs_in: rate of the front-end in Hz, None: the model's."""
+    the flash. fs_in: rate of the front-end in Hz, None: the model's. sensor: front-end chip on the board, None: the
+    host sends the samples."""
 
     weights: int = 8
     fs_in: float | None = None
+    sensor: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from train.say import UserError
 BOARDS = {key: board for key, board in target.boards("mcu").items() if "hal" in board}
 EMULATED = [key for key, board in BOARDS.items() if "qemu" in board]
 PAIR = ("model", "other")
-SENSORS = {"ads1292r": (1292, 2, "ads1292r.c"), "max30003": (30003, 1, "max30003.c")}
-WITH_SPI = ["nucleo-f401re", "nucleo-f446re", "stm32f405", "nrf52840dk"]
+WITH_SPI = [key for key, board in BOARDS.items() if board.get("spi")]
 STRICT = ("-Wconversion", "-Wno-sign-conversion", "-Werror")
 
 
@@ -70,16 +69,15 @@ def test_the_hal_of_every_board_compiles_without_a_warning(key, tmp_path):
                       (*STRICT, "-DHAL_CHANNELS=1", *board.get("flags", ())))
 
 
-@pytest.mark.parametrize("sensor", SENSORS)
+@pytest.mark.parametrize("sensor", firmware_image.CHIPS)
 @pytest.mark.parametrize("key", WITH_SPI)
 def test_the_hal_of_a_board_with_a_front_end_chip_compiles_without_a_warning(key, sensor, tmp_path):
-    board, (number, channels, driver) = BOARDS[key], SENSORS[sensor]
+    board = BOARDS[key]
     need(board["core"])
-    gain = 6 if channels > 1 else 20
-    flags = (*STRICT, f"-DHAL_SENSOR={number}", "-DHAL_SENSOR_FS=250", f"-DHAL_SENSOR_GAIN={gain}",
-             f"-DHAL_CHANNELS={channels}", *board.get("flags", ()))
-    files = [*firmware_image.hal(board), firmware_image.FIRMWARE / "hal_sensor.c",
-             firmware_image.FIRMWARE / "sensors" / driver]
+    source, chip = firmware_image.source_of(board, sensor, 250, 1)
+    slot = Slot("model", boards.models()["model"][1])
+    flags = (*STRICT, *firmware_image.defines([slot], source, chip), *board.get("flags", ()))
+    files = firmware_image.hal(board, chip)
     assert len(toolchain.compile(board["core"], files, tmp_path, [firmware_image.FIRMWARE], flags)) == len(files)
 
 

@@ -413,3 +413,22 @@ def test_parity_on_the_emulated_core_is_every_bit(built, capsys):
     found = told(parity, capsys, "--target", "mcu", "--run", str(folder), "--n", "3")
     assert found["agreement"]["worst"] == 0 and found["first_differing_layer"] is None
     assert all(row["equal"] == 1 for row in found["layers"])
+
+
+# ---- front-end chips
+
+@pytest.mark.parametrize("words, said", [
+    (("pico", "ads1292r"), "no firmware for a front-end chip"), (("stm32f405", "ads1293"), "use ads1292r"),
+    (("stm32f405", "max30003", "--rate", "333"), "max30003 at 333 Hz")])
+def test_a_front_end_chip_that_cannot_be_is_refused_in_words(run, uncompiled, capsys, words, said):
+    board, chip, *rest = words
+    assert ask(deploy, "--run", str(run), "--target", "mcu", "--board", board, "--sensor", chip, *rest) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_an_image_with_a_front_end_chip_has_its_driver_and_its_channels(run):
+    need("m4")
+    assert ask(deploy, "--run", str(run), "--target", "mcu", "--board", "stm32f405", "--sensor", "ads1292r") == 0
+    names = Image(run / "mcu" / "firmware.elf").symbols
+    assert "ads1292r_start" in names and "max30003_start" not in names
+    assert ".sensor = 1, .fs_num = 250" in (run / "mcu" / "image.c").read_text()

@@ -160,7 +160,8 @@ void ecg_patient(ecg_t *e, int age, int sex)
 
 void ecg_bad(ecg_t *e)
 {
-    e->good = e->now;
+    /* what a bad stretch leaves in the filters takes as long to settle as a start */
+    e->good = e->now + (e->model->front ? e->model->front->settle : 0u);
 }
 
 void ecg_reset(ecg_t *e)

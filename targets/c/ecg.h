@@ -127,8 +127,8 @@ void ecg_reset(ecg_t *e);
 /* Years, -1 unknown; 1 male, 2 female, 0 unknown. For models that ask. */
 void ecg_patient(ecg_t *e, int age, int sex);
 
-/* The samples pushed so far are bad (an electrode is off, the amplifier is at its rail): a window that holds one of them
- * is unreliable and has no say. */
+/* The samples pushed so far are bad (an electrode is off, the amplifier is at its rail): a window that holds one of them,
+ * or one of the two seconds behind them in which the filters settle, is unreliable and has no say. */
 void ecg_bad(ecg_t *e);
 
 /* n frames of microvolts at the input's rate, uv[frame * leads + lead]. Returns the frames taken: all n, or fewer when a

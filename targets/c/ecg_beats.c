@@ -76,7 +76,7 @@ static uint16_t median(const ecg_beats *b, uint32_t count)
 
 static int8_t ratio(int32_t a, int32_t b)
 {
-    return ecg_code((64 * a + b) / (2 * b) - 32);
+    return ecg_feature((64 * a + b) / (2 * b) - 32);
 }
 
 /* Columns of the beat that knows its next interval, from what was known at its R. */
@@ -99,7 +99,7 @@ static void rr_features(ecg_beats *b, int32_t previous)
     b->row[0] = ratio(previous, b->usual);
     b->row[2] = ratio(previous, b->usual_long);
     b->row[4] = ratio(previous, (int32_t)interval(b, 0));
-    b->row[6] = ecg_code(32 * change / (2 * b->usual));
+    b->row[6] = ecg_feature(32 * change / (2 * b->usual));
     b->previous = (uint16_t)previous;
     follow(b, b->usual, b->row);
     b->newest = (uint8_t)((b->newest + 1u) % LONG);
@@ -161,11 +161,11 @@ static void template_features(const ecg_beats *b, const ecg_history *h, int32_t 
         int64_t left = 256 * (int64_t)ecg_history_at(h, start - i) - gain * template_at(b, i);
         rest += left < 0 ? -left : left;
     }
-    row[0] = ecg_code(32 * least / of_t);
-    row[1] = ecg_code(32 * rest / (256 * (int64_t)of_w));
-    row[2] = ecg_code((gain >> 3) - 32);
-    row[3] = ecg_code(32 * of_w / of_t - 32);
-    row[4] = ecg_code(32 * distance(b, h, start, 0, b->qrs) / of_t);
+    row[0] = ecg_feature(32 * least / of_t);
+    row[1] = ecg_feature(32 * rest / (256 * (int64_t)of_w));
+    row[2] = ecg_feature((gain >> 3) - 32);
+    row[3] = ecg_feature(32 * of_w / of_t - 32);
+    row[4] = ecg_feature(32 * distance(b, h, start, 0, b->qrs) / of_t);
 }
 
 /* A beat like the template moves it; after 12 in a row that are not, the last one replaces it. */

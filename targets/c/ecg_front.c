@@ -152,5 +152,5 @@ int32_t ecg_front_push(ecg_front *f, const int32_t *uv, int32_t n, int16_t *out,
 
 int8_t ecg_front_code(int32_t uv, int32_t uv_per_lsb)
 {
-    return ecg_code(ecg_floor_div(2 * uv + uv_per_lsb, 2 * uv_per_lsb));
+    return ecg_feature(ecg_floor_div(2 * uv + uv_per_lsb, 2 * uv_per_lsb));
 }

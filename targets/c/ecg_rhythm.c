@@ -240,15 +240,15 @@ static void features(ecg_rhythm *s, const beat *b, const wave *p, int32_t rr, in
     row[0] = (int8_t)(s->seen ? 32 : -32);
     row[1] = row[2] = 0;
     if (s->seen) {
-        row[1] = ecg_code((1000 * rr / fs - 800) >> 3);
-        row[2] = ecg_code(64 * rr / usual_value(&s->usual_rr, rr, s->seen == 1) - 64);
+        row[1] = ecg_feature((1000 * rr / fs - 800) >> 3);
+        row[2] = ecg_feature(64 * rr / usual_value(&s->usual_rr, rr, s->seen == 1) - 64);
     }
-    row[3] = ecg_code(32 * size / usual_value(&s->usual_size, size, !s->seen) - 32);
+    row[3] = ecg_feature(32 * size / usual_value(&s->usual_size, size, !s->seen) - 32);
     row[4] = (int8_t)(there ? 32 : -32);
-    row[5] = ecg_code(256 * ecg_abs(p->height) / size);
-    row[6] = ecg_code(256 * ecg_abs(p->usual) / size);
-    row[7] = ecg_code(there ? 250 * (s->back - p->onset) / fs : 0);
-    row[8] = ecg_code(there ? 250 * (p->end - p->onset) / fs : 0);
+    row[5] = ecg_feature(256 * ecg_abs(p->height) / size);
+    row[6] = ecg_feature(256 * ecg_abs(p->usual) / size);
+    row[7] = ecg_feature(there ? 250 * (s->back - p->onset) / fs : 0);
+    row[8] = ecg_feature(there ? 250 * (p->end - p->onset) / fs : 0);
 }
 
 void ecg_rhythm_push(ecg_rhythm *s, const ecg_history *h, int32_t back, uint32_t r)

@@ -75,7 +75,7 @@ static inline int32_t ecg_max(int32_t a, int32_t b)
 }
 
 /* Clamped to -128..127: how features become codes. */
-static inline int8_t ecg_code(int64_t x)
+static inline int8_t ecg_feature(int64_t x)
 {
     return (int8_t)(x < -128 ? -128 : x > 127 ? 127 : x);
 }
