@@ -21,13 +21,14 @@ from train import runs, say
 PYTHON = (3, 10)
 # extra -> (what it is for, packages)
 EXTRAS = {
-    "core": ("every stage", ("numpy", "pyserial", "rich")),
+    "core": ("every stage", ("numpy", "pyserial", "cobs", "rich")),
     "train": ("training", ("torch", "wfdb", "scipy", "safetensors", "h5py", "scikit-learn")),
     "compress": ("quantization", ("torchao",)),
     "arm": ("the arm target", ("onnx", "onnxruntime")),
+    "mcu": ("microcontrollers", ("ziglang", "pyelftools", "pyocd", "esptool", "stm32loader")),
     "dev": ("the tests", ("pytest", "pytest-xdist", "hypothesis", "ruff")),
 }
-COMPILERS = ("cc", "gcc", "clang")
+COMPILERS = ("cc", "gcc", "clang", "arm-none-eabi-gcc")
 
 
 def parser() -> say.Parser:
@@ -114,6 +115,7 @@ def advise(missing: list[str], found: list[dict]) -> str:
 
 def main(args) -> dict:
     """Print everything, then one line of advice."""
+    from targets import emulate
     rows = packages()
     missing = list(dict.fromkeys(r["extra"] for r in rows if r["version"] is None))
     # without the core packages neither targets nor runs can be looked at
@@ -126,7 +128,9 @@ def main(args) -> dict:
                for r in rows], ("package", "version", "for", "get it with"))
     compilers = {name: shutil.which(name) for name in COMPILERS}
     present = [name for name, path in compilers.items() if path]
-    say.info("C compiler: " + (", ".join(present) or "none; no target needs one yet (sudo apt install gcc)"))
+    say.info("C compiler: " + (", ".join(present) or "none (apt-get install gcc)"))
+    emulator = None if "core" in missing else emulate.missing()
+    say.info(f"emulator of microcontrollers: {emulator or 'ready'}")
     for name, absent in states.items():
         say.info(f"target {name}: {absent or 'ready'}")
     ports = serial_ports()
@@ -136,7 +140,7 @@ def main(args) -> dict:
     step = advise(missing, found)
     say.info(f"next: {step}")
     return {"python": platform.python_version(), "python_ok": python_ok, "packages": rows, "compilers": compilers,
-            "targets": states, "serial_ports": ports, "runs": found, "next": step}
+            "targets": states, "emulator": emulator, "serial_ports": ports, "runs": found, "next": step}
 
 
 def _print_runs(found: list[dict], folder: str) -> None:
