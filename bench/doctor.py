@@ -115,7 +115,6 @@ def advise(missing: list[str], found: list[dict]) -> str:
 
 def main(args) -> dict:
     """Print everything, then one line of advice."""
-    from targets import emulate
     rows = packages()
     missing = list(dict.fromkeys(r["extra"] for r in rows if r["version"] is None))
     # without the core packages neither targets nor runs can be looked at
@@ -129,7 +128,7 @@ def main(args) -> dict:
     compilers = {name: shutil.which(name) for name in COMPILERS}
     present = [name for name, path in compilers.items() if path]
     say.info("C compiler: " + (", ".join(present) or "none (apt-get install gcc)"))
-    emulator = None if "core" in missing else emulate.missing()
+    emulator = _emulator() if "core" not in missing else None
     say.info(f"emulator of microcontrollers: {emulator or 'ready'}")
     for name, absent in states.items():
         say.info(f"target {name}: {absent or 'ready'}")
@@ -141,6 +140,12 @@ def main(args) -> dict:
     say.info(f"next: {step}")
     return {"python": platform.python_version(), "python_ok": python_ok, "packages": rows, "compilers": compilers,
             "targets": states, "emulator": emulator, "serial_ports": ports, "runs": found, "next": step}
+
+
+def _emulator() -> str | None:
+    """What keeps images from running here."""
+    from targets import emulate
+    return emulate.missing()
 
 
 def _print_runs(found: list[dict], folder: str) -> None:
