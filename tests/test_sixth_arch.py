@@ -97,7 +97,7 @@ def test_it_becomes_an_integer_graph_that_agrees_and_streams(sixth, task, leads)
 
 def test_its_memory_is_planned(sixth):
     found = memory.figures(sixth, "tiny")
-    assert found["streams"] and found["ram_bytes"] == found["stream_bytes"] + found["scratch_bytes"]
+    assert found["streams"] and 0 <= found["ram_bytes"] - found["stream_bytes"] - found["scratch_bytes"] < 256
     assert not memory.over(found, *memory.BUDGET["tiny"])
 
 

@@ -186,7 +186,15 @@ def run(main, parser: Parser, argv=None) -> int:
     """
     global _json
     words = sys.argv[1:] if argv is None else list(argv)
-    _json, trace = "--json" in words, "--trace" in words
+    before, trace = _json, "--trace" in words
+    _json = "--json" in words
+    try:
+        return _run(main, parser, words, trace)
+    finally:
+        _json = before          # of the program that calls this one
+
+
+def _run(main, parser: Parser, words: list[str], trace: bool) -> int:
     try:
         result = main(parser.parse_args(words))
     except UserError as error:
