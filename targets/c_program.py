@@ -149,9 +149,11 @@ class _Tables:
             return
         first = pack_simple.channels_first(n.kind)
         inputs = tuple(self.tensor(t, first) for t in n.inputs)
-        layer = _copy(self.program.tensors[inputs[0]]) if n.kind == "reshape" else self.layers(n)
+        source = self.program.tensors[inputs[0]] if inputs else None
+        # a reshape that is no view moves the rows of a ring together
+        layer = pack_simple.copy((source.rows, 1, source.columns)) if n.kind == "reshape" else self.layers(n)
         out = self.tensor(n.output, first)
-        if n.kind == "reshape" or (n.kind in ("max", "mean") and len(n.attrs["axes"])):
+        if n.kind in ("reshape", "max", "mean"):
             out = self._flat(n, out)
         _check(n, inputs)
         self.program.calls.append(Call(n, layer, inputs, out))
@@ -185,12 +187,6 @@ def flash_places(graph: Graph) -> dict[str, tuple[str, int]]:
             source, start = found[n.inputs[0]]
             found[n.output] = source, start + byte
     return found
-
-
-def _copy(source: Place) -> Layer:
-    """Rows as they are, without the gaps between them."""
-    return Layer("slice", "ecg_slice_layer", {"channels": source.rows, "leads": 1, "start": 0, "stop": source.columns,
-                                             "axis": 2})
 
 
 def _check(n: Node, inputs: tuple[int, ...]) -> None:
