@@ -150,8 +150,8 @@ def main(args) -> dict:
             rows[-1]["tflm"] = TFLM[name] | {"ratio": TFLM[name]["instructions"] / rows[-1]["window"]}
             assert rows[-1]["macs"] == TFLM[name]["macs"]
     wanted = [(a, p) for p in args.presets.split(",") for a in args.archs.split(",")]
-    if "tiny" in args.presets.split(",") and "local-lead" in args.archs:
-        wanted.append(("local-lead", "tiny-stream"))
+    if "local-lead" in args.archs:
+        wanted += [("local-lead", f"{preset}-stream") for preset in args.presets.split(",") if preset in PRESETS]
     for arch, preset in wanted:
         net, graph = memory.untrained(arch, preset)
         rows.append(row(f"{arch} {preset}", graph, core, net.geometry.hop if net.geometry.streaming else None))

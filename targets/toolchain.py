@@ -49,7 +49,7 @@ class Compiler:
 
     def version(self) -> str:
         """The first line of --version."""
-        if self.name == "zig":
+        if "ziglang" in self.command:
             return f"zig {run([*self.command[:3], 'version']).strip()}"
         return run([self.command[0], "--version"]).splitlines()[0]
 
@@ -93,7 +93,7 @@ def compiler(core: str, using: str | None = None) -> Compiler:
                            "a compiler", missing(core) and missing(core).split(": ")[1])
     name = using or names[0]
     if name == "cc":
-        return Compiler("cc", (_host(),))
+        return Compiler("cc", _host())
     flags, cpu = CORES[core]
     if name == "gcc":
         return Compiler("gcc", (shutil.which("arm-none-eabi-gcc"), "-mthumb", *flags))
@@ -194,9 +194,12 @@ def run(command: list[str]) -> str:
 
 
 @lru_cache
-def _host() -> str | None:
-    """The C compiler of this computer."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang"))), None)
+def _host() -> tuple[str, ...] | None:
+    """How this computer's C compiler is called: its own, else zig's."""
+    own = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang"))), None)
+    if own:
+        return (own,)
+    return (sys.executable, "-m", "ziglang", "cc", "-fno-sanitize=undefined") if find_spec("ziglang") else None
 
 
 @dataclass(frozen=True)

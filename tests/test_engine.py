@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shutil
 from dataclasses import replace
 
 import graphs as make
@@ -71,6 +72,21 @@ def test_counters_that_are_moved_back_change_no_bit(tmp_path):
     assert len(np.unique(reference.stream(graph, record, HOP), axis=0)) > 10
     np.testing.assert_array_equal(compiled(graph, early, tmp_path, hop=HOP).stream(record),
                                   reference.stream(graph, record, HOP))
+
+
+def test_zig_compiles_the_twin_where_there_is_no_other_compiler(monkeypatch, tmp_path):
+    pytest.importorskip("ziglang", reason='ziglang is not installed: pip install -e ".[mcu]"')
+    real, own = shutil.which, ("cc", "gcc", "clang")
+    monkeypatch.setattr(shutil, "which", lambda name, *more: None if name in own else real(name, *more))
+    monkeypatch.setenv("CC", "cc")
+    toolchain._host.cache_clear()
+    try:
+        assert toolchain.compiler("host").version().startswith("zig ")
+        graph = make.every_kind()
+        found = compiled(graph, twin.Objects(tmp_path / "objects"), tmp_path).run(make.inputs_of(graph, 8))
+    finally:
+        toolchain._host.cache_clear()
+    np.testing.assert_array_equal(found, reference.run(graph, make.inputs_of(graph, 8)))
 
 
 def hop_model(leads: int = 1, **changes) -> tuple:
