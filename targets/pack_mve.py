@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from compress.graph import Graph, Node
-from targets import pack_conv
-from targets.pack import CORES, Array, Core, Layer, scales
+from targets import pack_plain
+from targets.pack import Array, Core, Layer, scales
 
 LANES = 16                                  # codes of a vector
 COLUMNS, QUAD = 16, 4                       # as in conv_mve.c and dense_mve.c
@@ -19,7 +19,7 @@ MAX_STRIDE = 255 // (LANES - 1)             # offsets of a vector's loads are by
 
 def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
     """(channel, lead, time) -> (out, lead, column). A layer with a shift, which is rare, stays plain."""
-    plain = pack_conv.conv1d(graph, n, CORES["host"])
+    plain = pack_plain.conv1d(graph, n, core)
     weight, stride = n.params["weight"], n.attrs["stride"]
     out, depth, kernel = weight.shape
     vectors, share = -(-depth * kernel // LANES), out // n.attrs["groups"]
@@ -37,7 +37,7 @@ def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
 
 def dense(graph: Graph, n: Node, core: Core) -> Layer:
     """(feature,) -> (out,). A layer with a shift stays plain."""
-    plain = pack_conv.dense(graph, n, CORES["host"])
+    plain = pack_plain.dense(graph, n, core)
     if n.params["shift"].any():
         return plain
     weight, more = n.params["weight"].reshape(len(n.params["weight"]), -1), -len(n.params["weight"]) % QUAD

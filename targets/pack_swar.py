@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from compress.graph import Graph, Node
-from targets import pack_conv
-from targets.pack import CORES, Array, Core, Layer
+from targets import pack_plain
+from targets.pack import Array, Core, Layer
 
 LONGEST, TAP, FIRST = 16, 14, 2             # as in conv_swar.c
 SUMS = 16 * 4 * 4                           # bytes of its sums
@@ -25,7 +25,7 @@ _SCALED = {"mean", "meanpool", "concat", "mul"}
 
 def conv1d(graph: Graph, n: Node, core: Core) -> Layer:
     """(channel, lead, time) -> (out, lead, column). Fewer columns than lanes are left to the plain kernel."""
-    plain = pack_conv.conv1d(graph, n, CORES["host"])
+    plain = pack_plain.conv1d(graph, n, core)
     out, depth, kernel = n.params["weight"].shape
     if graph.tensors[n.output].shape[2] < 3:
         return plain
@@ -40,7 +40,7 @@ def dense(graph: Graph, n: Node, core: Core) -> Layer:
     """(feature,) -> (out,): dense_four.c."""
     weight = n.params["weight"].reshape(len(n.params["weight"]), -1)
     fours = np.pad(weight, [(0, -len(weight) % 4), (0, 0)]).reshape(-1, 4, weight.shape[1]).swapaxes(1, 2)
-    plain = pack_conv.dense(graph, n, CORES["host"])
+    plain = pack_plain.dense(graph, n, core)
     return replace(plain, kernel="dense_four", fields=plain.fields | {"weight": Array("int8_t", fours.reshape(-1))})
 
 
