@@ -63,11 +63,6 @@ def read_elf(path: str | Path) -> Image:
     return Image(_ordered(pieces, path), entry)
 
 
-def read_bin(path: str | Path, address: int) -> Image:
-    """A file of bare bytes that belongs at `address`."""
-    return Image(_ordered([(address, Path(path).read_bytes())], path))
-
-
 def _ordered(pieces: list[tuple[int, bytes]], path) -> tuple[tuple[int, bytes], ...]:
     """Pieces in order; neighbours joined. UserError when nothing is there or two claim the same byte."""
     joined: list[tuple[int, bytes]] = []
