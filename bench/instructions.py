@@ -11,8 +11,8 @@ from dataclasses import asdict
 
 from train import say
 
-# Cycles per instruction of these kernels, from zero wait states to a slow flash: the lower figure of each core is a
-# static model of its pipeline over the kernels' loops, the upper one 1.5 times that.
+# Assumed cycles per instruction, nothing measured. M4: a static model of its pipeline gave 1.3 to 1.55 for loops like
+# these at zero wait states; the upper figure leaves room for a slow flash. The other cores are judgement.
 CYCLES = {"m0plus": (1.4, 2.1), "m3": (1.4, 2.1), "m4": (1.35, 2.0), "m33": (1.2, 1.8), "m7": (0.65, 1.0),
           "m55": (1.0, 2.0)}
 BATTERY_MAH = 220       # a CR2032 coin cell

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * nRF52840 (product specification 4413_417, chapters CLOCK, RTC, UART, WDT, RNG, SPI, GPIOTE) on the nRF52840 DK: UART on
+ * nRF52840 (to be checked against product specification 4413_417, CLOCK .. GPIOTE) on the nRF52840 DK: UART on
  * P0.06 (out) and P0.08 (in), the debugger's serial port. Time comes from the RTC, in steps of 30.5 us: SysTick stands
  * still while the core sleeps, and a timer would keep the fast clock running. */
 #include "hal_core.h"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * RP2040 (data sheet sections 2.14 RESETS, 2.15 CLOCKS, 2.16 XOSC, 2.18 PLL, 2.19 GPIO, 4.2 UART, 4.6 TIMER, 4.7 WATCHDOG)
+ * RP2040 (to be checked against data sheet sections 2.14 RESETS, 2.15 CLOCKS, 2.16 XOSC, 2.18 PLL, 2.19 GPIO,
+ * 4.2 UART, 4.6 TIMER, 4.7 WATCHDOG)
  * and RP2350 (7.5, 8.1, 8.2, 8.6, 9, 12.1, 12.8, 12.9, 8.5 TICKS): the second moved the addresses and kept the blocks.
  * HAL_RP2 is 2040 or 2350. UART0 on GPIO 0 (out) and 1 (in). Time is that of the chip's timer of 1 MHz; SysTick wakes. */
 #include "hal_core.h"

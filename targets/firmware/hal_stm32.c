@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * STM32: what the families share, over a table of what they do not. HAL_STM32 is the part: 401, 405, 446, 103, 476, 4505
- * (L4R5), 71 (G071 and G0B1) or 743. Addresses and bits are those of the reference manuals: RM0368 (F401), RM0090 (F405),
+ * (L4R5), 71 (G071 and G0B1) or 743. Addresses and bits still have to be checked against RM0368 (F401), RM0090 (F405),
  * RM0390 (F446), RM0008 (F103), RM0351 (L476), RM0432 (L4R5), RM0444 (G0), RM0433 (H743), chapters RCC, FLASH, GPIO,
  * USART, IWDG. All clocks come from the internal RC oscillator, so that no crystal is needed: good to 1 %, which the
  * UART takes; the rate of samples is the front-end's matter. */
