@@ -70,6 +70,11 @@ def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return _opened(built).run(inputs)
 
 
+def runner(built: Built, graph: Graph, threads: int = 1) -> target.Runner:
+    """For live use; the C runs on one thread."""
+    return twin.Twin(built.path, graph).runner()
+
+
 def calls(graph: Graph, built: Built, inputs: dict[str, np.ndarray], threads: int) -> dict:
     """form -> a function that evaluates the first window, for timing. The C runs on one thread."""
     one = {name: x[:1] for name, x in inputs.items()}

@@ -51,7 +51,10 @@ class Built:
 
 
 class Target(Protocol):
-    """The verbs of a target module, in the order in which `deploy.py` uses them."""
+    """The verbs of a target module, in the order in which `deploy.py` uses them.
+
+    A target that runs in this process also has `runner(built, graph, threads=1)`, a Runner for live use.
+    """
 
     def missing(self) -> str | None:
         """What keeps the target from running here, with the command that gets it; None when nothing does."""
@@ -70,6 +73,29 @@ class Target(Protocol):
 
     def flash(self, built: Built, port: str | None) -> None:
         """Put the build on a device, or say in one sentence what to copy where."""
+
+
+class Runner(Protocol):
+    """One window at a time, loaded once in less than a second, its buffers made beforehand."""
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """int8 logits (class,) of one window's inputs, name -> int8 (*shape); UserError when they are not the graph's.
+
+        The logits are good until the next call.
+        """
+
+
+def checked(graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One window's inputs in the graph's order; UserError when a name, a shape or the type is not the graph's."""
+    for name in graph.inputs:
+        x, shape = inputs.get(name), graph.tensors[name].shape
+        if x is None or x.shape != shape or x.dtype != np.int8:
+            found = "is missing" if x is None else f"is {x.dtype} {x.shape}"
+            raise UserError(f"the input {name!r} {found}", f"int8 {shape}")
+    extra = sorted(set(inputs) - set(graph.inputs))
+    if extra:
+        raise UserError(f"the model has no input {extra[0]!r}", ", ".join(graph.inputs))
+    return {name: inputs[name] for name in graph.inputs}
 
 
 @dataclass(frozen=True)

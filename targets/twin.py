@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.graph import Graph
-from targets import c_model, front_data, toolchain
+from targets import c_model, front_data, target, toolchain
 from targets.pack import CORES, Core
 from train import runs
 from train.manifest import Manifest
@@ -155,6 +155,22 @@ class Twin:
             raise UserError(f"the build does not evaluate single windows (error {error} of ecg.h)",
                             "a build with the window form", "python targets/deploy.py --target host --run R")
         return logits
+
+    def runner(self):
+        """A callable, {name: int8 (*shape)} -> int8 logits (class,), whose buffers are made once."""
+        held = {name: np.empty(self.graph.tensors[name].shape, np.int8) for name in self.graph.inputs}
+        logits = np.empty(self.classes, np.int8)
+        sizes = (ctypes.c_int32 * len(held))(*(x.size for x in held.values()))
+        arguments = self._state, 1, _pointers(held.values()), sizes, _pointer(logits)
+
+        def evaluate(inputs: dict[str, np.ndarray]) -> np.ndarray:
+            for name, x in target.checked(self.graph, inputs).items():
+                held[name][:] = x
+            if self._library.ecg_host_windows(*arguments):
+                raise UserError("the build does not evaluate single windows", "a build with the window form",
+                                "python targets/deploy.py --target host --run R")
+            return logits
+        return evaluate
 
     def trace(self, inputs: dict[str, np.ndarray], sizes: list[int]) -> list[np.ndarray]:
         """int8 (window, size) of every call of the window program, in its order; `sizes` are the codes each writes."""
