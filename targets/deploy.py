@@ -3,6 +3,7 @@
 
 python targets/deploy.py --run runs/af --target arm
 python targets/deploy.py --run runs/af --target mcu --board nrf52840dk --flash
+python targets/deploy.py --run runs/af --target jetson --jetpack 6.2 --device user@orin
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if not __package__:
 
 import targets
 from train import say
+
+DEVICE_SECONDS = 3.0        # of timing each engine; bench/latency.py measures longer
 
 
 def parser() -> say.Parser:
@@ -32,6 +35,8 @@ def parser() -> say.Parser:
                    help="bits of a weight on a microcontroller: 16 are a tenth faster and take twice the flash (8)")
     p.add_argument("--sensor", metavar="CHIP", help="ads1292r or max30003 on the board's SPI; without, the host sends")
     p.add_argument("--rate", type=float, metavar="HZ", help="samples per second of the front-end (the model's rate)")
+    p.add_argument("--jetpack", metavar="V", help="JetPack of the Jetson, such as 6.2 (default: files for all from 5.0 on)")
+    p.add_argument("--device", metavar="USER@HOST", help="build the engines on this Jetson over ssh and check them there")
     return p
 
 
@@ -41,6 +46,9 @@ def main(args) -> dict:
     from targets import target
     if args.emulate and args.target != "mcu":
         say.fail(f"--emulate with --target {args.target}", "--target mcu, whose boards have an emulator")
+    if args.target != "jetson" and (args.jetpack or args.device):
+        say.fail(f"--{'jetpack' if args.jetpack else 'device'} with --target {args.target}", "--target jetson",
+                 f"on the device itself: python targets/deploy.py --run {args.run} --target {args.target}")
     absent = chosen.missing()
     if absent:
         raise say.MissingError(f"target {args.target} cannot be built here: {absent}")
@@ -50,19 +58,28 @@ def main(args) -> dict:
     out = run / args.target
     if args.package:
         return _package(args, board, out)
-    chosen.lower(graph, manifest, out, board, target.Options(args.weights, args.rate, args.sensor))
+    chosen.lower(graph, manifest, out, board, target.Options(args.weights, args.rate, args.sensor, args.jetpack))
     built = chosen.build(out, board)
     target.record_build(run, args.target, built, manifest.identity)
     say.info(f"built {built.path} ({built.flash / 1000:.0f} kB) for model {manifest.identity.hex()[:16]}")
+    measured = _measured(args, out) if args.target == "jetson" else None
     if args.flash:
         chosen.flash(built, args.port)
     done = {"run": str(run), "target": args.target, "path": str(built.path), "flash": built.flash, "ram": built.ram,
-            "identity": manifest.identity.hex(), "notes": built.notes}
+            "identity": manifest.identity.hex(), "notes": built.notes} | ({"measured": measured} if measured else {})
     if args.emulate:
         from targets import live_emulation
         return done | {"emulated": live_emulation.serve(built.path, board, run)}
     say.info(f"next: python bench/parity.py --run {run} --target {args.target}")
     return done
+
+
+def _measured(args, out: pathlib.Path) -> dict | None:
+    """Engines built, checked and timed on the Jetson at hand or at --device; None without one."""
+    from targets import jetson_ssh
+    if args.device:
+        return jetson_ssh.measure(args.device, out, DEVICE_SECONDS)
+    return jetson_ssh.local(out, DEVICE_SECONDS) if jetson_ssh.on_jetson() else None
 
 
 def _package(args, board: dict | None, out: pathlib.Path) -> dict:

@@ -30,11 +30,12 @@ ENOUGH = 2000                           # windows that decide about LABELS
 class Options:
     """What a user may choose beside the board. weights: bits of a weight, 16 are faster on some cores and take twice
     the flash. fs_in: rate of the front-end in Hz, None: the model's. sensor: front-end chip on the board, None: the
-    host sends the samples."""
+    host sends the samples. jetpack: that of the Jetson, None: files for every one from 5.0 on."""
 
     weights: int = 8
     fs_in: float | None = None
     sensor: str | None = None
+    jetpack: str | None = None
 
 
 @dataclass(frozen=True)
