@@ -35,8 +35,8 @@ def parser() -> say.Parser:
                    help="bits of a weight on a microcontroller: 16 are a tenth faster and take twice the flash (8)")
     p.add_argument("--sensor", metavar="CHIP", help="ads1292r or max30003 on the board's SPI; without, the host sends")
     p.add_argument("--rate", type=float, metavar="HZ", help="samples per second of the front-end (the model's rate)")
-    p.add_argument("--jetpack", metavar="V", help="JetPack of the Jetson, such as 6.2 (default: files for all from 5.0 on)")
-    p.add_argument("--device", metavar="USER@HOST", help="build the engines on this Jetson over ssh and check them there")
+    p.add_argument("--jetpack", metavar="V", help="JetPack of the Jetson, such as 6.2 (default: 5.0 and later)")
+    p.add_argument("--device", metavar="USER@HOST", help="build and check the engines on this Jetson, over ssh")
     return p
 
 
