@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of a .tflite file that are no attention: convolutions, sums, means, pools and what only moves codes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from compress.fixed import clamp8, rescale
+from compress.graph import Node
+from targets.tflite_file import TfliteFile
+
+NONE, RELU = 0, 1           # fused activation functions
+SAME, VALID = 0, 1          # padding
+BEFORE_FILE = (1, 2, 0)     # graph axes of a sequence tensor in the order of the file
+MORE_TAPS = 2               # taps of weight 0 that a convolution may have so that its padding needs no operator
+
+
+class Layers(TfliteFile):
+    """Written in terms of `value`, `store`, `shape`, `scale`, `file_shape` and the forms' `weight` and `entries`."""
+
+    # ---- layers with weights
+
+    def conv1d(self, node: Node) -> None:
+        """Kernels are (1, k): the lead axis is a height of independent rows."""
+        a, weight, grid = node.attrs, node.params["weight"], node.params["weight_scale"]
+        x = self.value(node.inputs[0])
+        bias = self.weight(node.params["bias"], self.scale(node.inputs[0]) * grid.astype(float), 0)
+        depthwise = a["groups"] == self.shape(node.inputs[0])[0] and (a["groups"] > 1 or len(weight) == 1)
+        self.store(node.output, self.convolved(x, weight, grid, bias, a, self.file_shape(node.output),
+                                               self.scale(node.output), depthwise))
+
+    def convolved(self, x: int, weight, grid, bias: int, a: dict, shape, scale: float, depthwise: bool) -> int:
+        """A convolution of codes (out, in / groups, kernel) along time, padded with zeros as attrs say."""
+        left, right = self.reach(self.extent(x)[2], shape[2], weight.shape[2], a)
+        more = taps_to_same(self.extent(x)[2], shape[2], weight.shape[2], a["stride"], left)
+        padding = VALID
+        if left or right > 0:
+            if more is None:
+                x = self.padded(x, left, max(right, 0))
+            else:
+                weight, padding = np.pad(weight, ((0, 0), (0, 0), (0, more))), SAME
+        codes = weight.transpose(1, 2, 0)[None] if depthwise else weight.transpose(0, 2, 1)[:, None]
+        filters = self.weight(np.ascontiguousarray(codes), grid, 3 if depthwise else 0)
+        options = {"depthMultiplier": shape[3] // self.extent(x)[3]} if depthwise else {}
+        return self.op("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", [x, filters, bias], shape, scale,
+                       padding=padding, strideW=a["stride"], strideH=1,
+                       fusedActivationFunction=RELU if a.get("relu") else NONE, **options)
+
+    @staticmethod
+    def reach(time: int, columns: int, kernel: int, a: dict) -> tuple[int, int]:
+        """(steps seen before the first one, steps seen behind the last one, negative where some are never seen)."""
+        left = a["pad"][0]
+        return left, (columns - 1) * a["stride"] + kernel - time - left
+
+    def padded(self, x: int, left: int, right: int, code: int | None = None) -> int:
+        """Steps in front of and behind time: zeros, or a code."""
+        batch, lead, time, channel = self.extent(x)
+        shape, scale = (batch, lead, left + time + right, channel), self.grid(x)
+        steps = self.constant(np.array([[0, 0], [0, 0], [left, right], [0, 0]], np.int32))
+        if code is None:
+            return self.op("PAD", [x, steps], shape, scale)
+        return self.op("PADV2", [x, steps, code], shape, scale)
+
+    def dense(self, node: Node) -> None:
+        """A convolution of one column: every runtime has one scale per channel there, not in FULLY_CONNECTED."""
+        x, grid = node.inputs[0], node.params["weight_scale"]
+        bias = self.weight(node.params["bias"], self.scale(x) * grid.astype(float), 0)
+        y = self.convolved(self.reshaped(self.value(x), (1, 1, 1, *self.shape(x))), node.params["weight"][..., None],
+                           grid, bias, node.attrs | {"pad": (0, 0), "stride": 1}, (1, 1, 1, *self.shape(node.output)),
+                           self.scale(node.output), depthwise=False)
+        self.store(node.output, self.reshaped(y, self.file_shape(node.output)))
+
+    # ---- layers that meet on the output's grid
+
+    def add(self, node: Node) -> None:
+        """Sum, or with a negative second multiplier a difference; axes of size 1 are repeated."""
+        kind = "SUB" if node.attrs["mul"][1] < 0 else "ADD"
+        self.store(node.output, self.op(kind, [self.value(t) for t in node.inputs], self.file_shape(node.output),
+                                        self.scale(node.output),
+                                        fusedActivationFunction=RELU if node.attrs["relu"] else NONE))
+
+    def mul(self, node: Node) -> None:
+        """Elementwise product; axes of size 1 are repeated."""
+        self.store(node.output, self.op("MUL", [self.value(t) for t in node.inputs], self.file_shape(node.output),
+                                        self.scale(node.output)))
+
+    def meanpool(self, node: Node) -> None:
+        """A depthwise convolution of equal weights: padding counts as 0, and the output has its own scale."""
+        kernel, channel = node.attrs["kernel"], self.shape(node.output)[0]
+        grid = np.full(channel, 1 / kernel)
+        bias = self.weight(np.zeros(channel, np.int32), self.scale(node.inputs[0]) * grid, 0)
+        self.store(node.output, self.convolved(
+            self.value(node.inputs[0]), np.ones((channel, 1, kernel), np.int8), grid, bias, node.attrs,
+            self.file_shape(node.output), self.scale(node.output), depthwise=True))
+
+    def mean(self, node: Node) -> None:
+        """Over whole axes."""
+        self.reduced(node, "MEAN")
+
+    def reduced(self, node: Node, kind: str) -> None:
+        """An operator over whole axes."""
+        source = node.inputs[0]
+        order = axes_in_file(len(self.shape(source)))
+        left = [a for a in order if a not in node.attrs["axes"]]
+        axes = self.ints(*(i + 1 for i, a in enumerate(order) if a in node.attrs["axes"]))
+        shape = (1, *(self.shape(source)[a] for a in left))
+        y = self.op(kind, [self.value(source), axes], shape, self.scale(node.output), keepDims=False)
+        self.store(node.output, self.in_order(y, left))
+
+    def in_order(self, value: int, axes: list[int]) -> int:
+        """A value whose axes are the graph's `axes`, as a tensor whose axes ascend."""
+        kept = sorted(axes)
+        wanted = [kept[i] for i in axes_in_file(len(kept))]
+        return self.turned(value, [0, *(axes.index(a) + 1 for a in wanted)])
+
+    def concat(self, node: Node) -> None:
+        """Parts brought to the output's scale, then side by side."""
+        parts = [self.rescaled(self.value(t), node.output, m, k)
+                 for t, m, k in zip(node.inputs, node.attrs["mul"], node.attrs["shift"], strict=True)]
+        axis = axes_in_file(len(self.shape(node.output))).index(node.attrs["axis"]) + 1
+        self.store(node.output, self.op("CONCATENATION", parts, self.file_shape(node.output), self.scale(node.output),
+                                        axis=axis))
+
+    def rescaled(self, value: int, tensor: str, mul: int, shift: int) -> int:
+        """Codes on the grid of a tensor; a constant's are computed here."""
+        held, scale = self.values[value], self.scale(tensor)
+        if held.dtype != "int8" or np.float32(held.scale[0]) == np.float32(scale):
+            return value
+        if held.data is None:
+            return self.op("QUANTIZE", [value], held.shape, scale)
+        codes = np.frombuffer(held.data, np.int8).astype(np.int64)
+        return self.constant(clamp8(rescale(codes, mul, shift)).astype(np.int8).reshape(held.shape), scale)
+
+    # ---- layers that change no code
+
+    def maxpool(self, node: Node) -> None:
+        """Padding never wins: it holds the smallest code."""
+        a, x = node.attrs, self.value(node.inputs[0])
+        time, shape, scale = self.extent(x)[2], self.file_shape(node.output), self.scale(node.output)
+        left, right = self.reach(time, shape[2], a["kernel"], a)
+        padding = VALID
+        if left or right > 0:
+            if taps_to_same(time, shape[2], a["kernel"], a["stride"], left) == 0:
+                padding = SAME
+            else:
+                x = self.padded(x, left, max(right, 0), self.entries(np.array(-128, np.int8), scale))
+        self.store(node.output, self.op("MAX_POOL_2D", [x], shape, scale, padding=padding, strideW=a["stride"],
+                                        strideH=1, filterWidth=a["kernel"], filterHeight=1))
+
+    def max(self, node: Node) -> None:
+        """Over whole axes."""
+        self.reduced(node, "REDUCE_MAX")
+
+    def slice(self, node: Node) -> None:
+        """A part of one axis."""
+        a, x = node.attrs, self.value(node.inputs[0])
+        begin = [0] * len(self.extent(x))
+        begin[axes_in_file(len(begin) - 1).index(a["axis"]) + 1] = a["start"]
+        shape = self.file_shape(node.output)
+        self.store(node.output, self.op("SLICE", [x, self.ints(*begin), self.ints(*shape)], shape,
+                                        self.scale(node.output)))
+
+    def reshape(self, node: Node) -> None:
+        """The graph's order of elements is kept: they are turned to it and back where the file's differs."""
+        source, target = self.shape(node.inputs[0]), self.shape(node.output)
+        x, shape = self.value(node.inputs[0]), self.file_shape(node.output)
+        order = np.arange(math.prod(source)).reshape(source)
+        lies = order.transpose(axes_in_file(len(source)))
+        wanted = order.reshape(target).transpose(axes_in_file(len(target)))
+        if np.array_equal(lies.ravel(), wanted.ravel()):
+            self.store(node.output, self.reshaped(x, shape))
+            return
+        if len(source) == 3:
+            x = self.turned(x, [0, 3, 1, 2])
+        if len(target) == 3:
+            x = self.turned(self.reshaped(x, (1, *target)), [0, 2, 3, 1])
+        self.store(node.output, self.reshaped(x, shape))
+
+    def reshaped(self, value: int, shape) -> int:
+        """The same elements in the same order."""
+        if self.extent(value) == tuple(shape):
+            return value
+        return self.op("RESHAPE", [value, self.ints(*shape)], shape, self.grid(value),
+                       newShape=np.array(shape, np.int32))
+
+    def transpose(self, node: Node) -> None:
+        """Other order of the graph's axes."""
+        source, perm = axes_in_file(len(self.shape(node.inputs[0]))), node.attrs["perm"]
+        target = axes_in_file(len(perm))
+        self.store(node.output, self.turned(self.value(node.inputs[0]),
+                                            [0, *(source.index(perm[a]) + 1 for a in target)]))
+
+    def turned(self, value: int, perm: list[int]) -> int:
+        """Axes in the order `perm`; a reshape where only axes of size 1 change places."""
+        shape = [self.extent(value)[a] for a in perm]
+        moved = [a for a in perm if self.extent(value)[a] > 1]
+        if moved == sorted(moved):
+            return self.reshaped(value, shape)
+        return self.op("TRANSPOSE", [value, self.ints(*perm)], shape, self.grid(value))
+
+    def constant_(self, node: Node) -> None:
+        """A parameter as data; its kind has the name of the file's own constants."""
+        value = node.params["value"]
+        value = value.transpose(axes_in_file(value.ndim))[None]
+        self.store(node.output, self.entries(np.ascontiguousarray(value), self.scale(node.output)))
+
+
+def axes_in_file(rank: int) -> list[int]:
+    """Graph axes of a tensor in the order of the file, without the batch axis."""
+    return list(BEFORE_FILE) if rank == 3 else list(range(rank))
+
+
+def taps_to_same(time: int, columns: int, kernel: int, stride: int, left: int) -> int | None:
+    """Taps of weight 0 behind the kernel for which SAME padding begins `left` steps early; None with too many."""
+    if columns != -(-time // stride):
+        return None
+    for more in range(MORE_TAPS + 1):
+        if max((columns - 1) * stride + kernel + more - time, 0) // 2 == left:
+            return more
+    return None
