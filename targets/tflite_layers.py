@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 
-from compress.fixed import clamp8, rescale
 from compress.graph import Node
 from targets.tflite_file import TfliteFile
 
@@ -117,21 +116,16 @@ class Layers(TfliteFile):
 
     def concat(self, node: Node) -> None:
         """Parts brought to the output's scale, then side by side."""
-        parts = [self.rescaled(self.value(t), node.output, m, k)
-                 for t, m, k in zip(node.inputs, node.attrs["mul"], node.attrs["shift"], strict=True)]
+        parts = [self.rescaled(self.value(t), self.scale(node.output)) for t in node.inputs]
         axis = axes_in_file(len(self.shape(node.output))).index(node.attrs["axis"]) + 1
         self.store(node.output, self.op("CONCATENATION", parts, self.file_shape(node.output), self.scale(node.output),
                                         axis=axis))
 
-    def rescaled(self, value: int, tensor: str, mul: int, shift: int) -> int:
-        """Codes on the grid of a tensor; a constant's are computed here."""
-        held, scale = self.values[value], self.scale(tensor)
-        if held.dtype != "int8" or np.float32(held.scale[0]) == np.float32(scale):
+    def rescaled(self, value: int, scale: float) -> int:
+        """Codes on another grid."""
+        if self.dtype == "float32" or np.float32(self.grid(value)) == np.float32(scale):
             return value
-        if held.data is None:
-            return self.op("QUANTIZE", [value], held.shape, scale)
-        codes = np.frombuffer(held.data, np.int8).astype(np.int64)
-        return self.constant(clamp8(rescale(codes, mul, shift)).astype(np.int8).reshape(held.shape), scale)
+        return self.op("QUANTIZE", [value], self.extent(value), scale)
 
     # ---- layers that change no code
 
@@ -199,12 +193,6 @@ class Layers(TfliteFile):
         if moved == sorted(moved):
             return self.reshaped(value, shape)
         return self.op("TRANSPOSE", [value, self.ints(*perm)], shape, self.grid(value))
-
-    def constant_(self, node: Node) -> None:
-        """A parameter as data; its kind has the name of the file's own constants."""
-        value = node.params["value"]
-        value = value.transpose(axes_in_file(value.ndim))[None]
-        self.store(node.output, self.entries(np.ascontiguousarray(value), self.scale(node.output)))
 
 
 def axes_in_file(rank: int) -> list[int]:

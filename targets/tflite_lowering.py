@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.graph import Graph
+from compress import reference
+from compress.graph import Graph, Node
 from targets.tflite_attention import Attention
 from targets.tflite_layers import Layers, axes_in_file
 from targets.tflite_modules import Modules
@@ -33,7 +34,8 @@ class Lowering(Layers, Attention, Modules):
         self.form = choose(form, FORMS, "form")
         self.dtype = "int8" if form == "int8" else "float32"
         self.graph = graph
-        self.held: dict[str, int] = {}      # tensor of the graph -> value of the file
+        self.held: dict[str, int] = {}              # tensor of the graph -> value of the file
+        self.known: dict[str, np.ndarray] = {}      # tensor that no input reaches -> its codes
 
     def build(self, trace: bool = False) -> bytes:
         """The file. With `trace` every tensor of the graph is an output too, in the order of `traced`."""
@@ -41,7 +43,9 @@ class Lowering(Layers, Attention, Modules):
             self.held[name] = self.tensor(self.file_shape(name), None, self.scale(name), name=name)
         for node in self.graph.nodes:
             self.layer = node.name
-            lower = getattr(self, f"{node.kind}_" if node.kind == "constant" else node.kind, None)
+            if self.settled(node):
+                continue
+            lower = getattr(self, node.kind, None)
             if lower is None:
                 raise GraphError(f"{node.name}: {node.kind} has no TFLite form", "another kind", "another target")
             lower(node)
@@ -50,6 +54,17 @@ class Lowering(Layers, Attention, Modules):
         if trace:
             outputs += sorted({self.value(n.output) for n in self.graph.nodes} - set(outputs))
         return self.pack([self.value(name) for name in self.graph.inputs], outputs)
+
+    def settled(self, node: Node) -> bool:
+        """Write what needs no window as data: a constant, and what is made of constants alone."""
+        if not all(name in self.known for name in node.inputs):
+            return False
+        codes = {name: self.known[name] for name in node.inputs}
+        reference.execute([node], codes)
+        value = self.known[node.output] = codes[node.output][:1]
+        value = value.transpose(0, *(a + 1 for a in axes_in_file(value.ndim - 1)))
+        self.store(node.output, self.entries(np.ascontiguousarray(value), self.scale(node.output)))
+        return True
 
     # ---- tensors of the graph
 
