@@ -165,7 +165,7 @@ def machine() -> dict:
     """What a measurement was taken on: processor, cores, memory, Python and library versions."""
     from importlib import metadata
     versions = {}
-    for name in ("numpy", "torch", "torchao", "onnx", "onnxruntime", "wfdb"):
+    for name in ("numpy", "torch", "torchao", "onnx", "onnxruntime", "ai-edge-litert", "wfdb"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     cpu = platform.processor() or platform.machine()
