@@ -8,7 +8,7 @@ import importlib
 
 from train.say import MissingError, choose
 
-TARGETS = {"arm": "targets.arm", "host": "targets.host", "mcu": "targets.mcu"}
+TARGETS = {"arm": "targets.arm", "host": "targets.host", "litert": "targets.litert", "mcu": "targets.mcu"}
 
 
 def load(name: str):

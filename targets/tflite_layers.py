@@ -174,8 +174,11 @@ class Layers(TfliteFile):
 
     def reshaped(self, value: int, shape) -> int:
         """The same elements in the same order."""
-        if self.extent(value) == tuple(shape):
-            return value
+        return value if self.extent(value) == tuple(shape) else self.copied(value, shape)
+
+    def copied(self, value: int, shape=None) -> int:
+        """A value of its own with the same elements."""
+        shape = shape or self.extent(value)
         return self.op("RESHAPE", [value, self.ints(*shape)], shape, self.grid(value),
                        newShape=np.array(shape, np.int32))
 

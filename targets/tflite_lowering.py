@@ -25,6 +25,13 @@ def lower(graph: Graph, form: str) -> bytes:
     return Lowering(graph, form).build()
 
 
+def traced(graph: Graph, form: str) -> tuple[bytes, dict[str, int]]:
+    """The file with every tensor that an input reaches as an output, and tensor -> its index in the file."""
+    lowering = Lowering(graph, form)
+    file = lowering.build(trace=True)
+    return file, {name: lowering.place[value] for name, value in lowering.held.items() if name not in lowering.known}
+
+
 class Lowering(Layers, Attention, Modules):
     """Walks the graph once. `value(tensor)` is the file's value of a tensor of the graph."""
 
@@ -38,7 +45,7 @@ class Lowering(Layers, Attention, Modules):
         self.known: dict[str, np.ndarray] = {}      # tensor that no input reaches -> its codes
 
     def build(self, trace: bool = False) -> bytes:
-        """The file. With `trace` every tensor of the graph is an output too, in the order of `traced`."""
+        """The file. With `trace` every tensor of the graph that a layer computes is an output too."""
         for name in self.graph.inputs:
             self.held[name] = self.tensor(self.file_shape(name), None, self.scale(name), name=name)
         for node in self.graph.nodes:
@@ -49,11 +56,15 @@ class Lowering(Layers, Attention, Modules):
             if lower is None:
                 raise GraphError(f"{node.name}: {node.kind} has no TFLite form", "another kind", "another target")
             lower(node)
-        outputs = [self.value(self.graph.output)]
-        self.values[outputs[0]].name = self.graph.output
+        self.layer = "output"
+        inputs, output = [self.value(name) for name in self.graph.inputs], self.value(self.graph.output)
+        if output in inputs or self.values[output].data is not None:
+            output = self.copied(output)
+        self.values[output].name = self.graph.output
+        outputs = [output]
         if trace:
-            outputs += sorted({self.value(n.output) for n in self.graph.nodes} - set(outputs))
-        return self.pack([self.value(name) for name in self.graph.inputs], outputs)
+            outputs += sorted({v for v in self.held.values() if self.values[v].data is None} - {output, *inputs})
+        return self.pack(inputs, outputs)
 
     def settled(self, node: Node) -> bool:
         """Write what needs no window as data: a constant, and what is made of constants alone."""

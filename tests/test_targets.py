@@ -38,7 +38,7 @@ def test_a_target_has_every_verb(name):
     assert all(callable(getattr(module, verb)) for verb in ("missing", "lower", "build", "run", "flash"))
 
 
-@pytest.mark.parametrize("name, error", [("amr", UserError), ("jetson", MissingError), ("litert", MissingError)])
+@pytest.mark.parametrize("name, error", [("amr", UserError), ("jetson", MissingError)])
 def test_a_target_that_does_not_exist_names_those_that_do(name, error):
     with pytest.raises(UserError) as raised:
         targets.load(name)
