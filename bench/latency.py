@@ -124,14 +124,13 @@ def _here(chosen, args, opened, board: dict | None) -> dict:
     manifest, graph = opened
     built = target.open_build(args.run, args.target, manifest)
     inputs, _ = target.golden(args.run, graph, 1)
-    rows = []
+    machine, rows = conditions(), []
     for threads in getattr(chosen, "THREADS", dict.fromkeys((1, os.cpu_count() or 1))):
         times = in_turns(chosen.calls(graph, built, inputs, threads), threads, args.seconds)
         fast = {form: target.percentiles(t) for form, t in times.items()}
         base = fast.get("float", {}).get("p50_ms")
         rows += [{"form": form, "threads": threads, **p, "float_over_this": base and base / p["p50_ms"]}
                  for form, p in fast.items()]
-    machine = conditions()
     _say(rows, machine, args.target)
     say.info(f"shipped: {built.notes['form']} ({built.path.name}, {built.flash / 1000:.0f} kB)")
     return {"shipped": built.notes["form"], "measured": rows, "machine": machine}
@@ -153,13 +152,15 @@ def in_turns(calls: dict, threads: int, seconds: float) -> dict:
 
 
 def conditions() -> dict:
-    """say.machine() and what else a time depends on: the cores allowed and their governors, where they can be read."""
+    """say.machine() and what else a time depends on: the cores allowed, their governors, how busy they are; None where
+    that cannot be read."""
     governors = set()
     for path in sorted(pathlib.Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")):
         with contextlib.suppress(OSError):
             governors.add(path.read_text().strip())
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return say.machine() | {"affinity": allowed, "governors": sorted(governors) or None}
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None      # processes that want a core
+    return say.machine() | {"affinity": allowed, "governors": sorted(governors) or None, "load": load}
 
 
 def _say(rows: list[dict], machine: dict, target: str) -> None:
@@ -169,7 +170,7 @@ def _say(rows: list[dict], machine: dict, target: str) -> None:
     say.info(f"one window, measured on {machine['cpu']}, {machine['cores']} cores, {machine['system']}, "
              f"Python {machine['python']}{versions}; cores allowed: "
              f"{','.join(map(str, machine['affinity'])) if machine['affinity'] else 'unknown'}; governor: "
-             f"{', '.join(machine['governors']) if machine['governors'] else 'not readable'}")
+             f"{', '.join(machine['governors']) if machine['governors'] else 'not readable'}; load {machine['load']}")
     say.table([(r["form"], r["threads"], r["p50_ms"], r["p90_ms"], r["p99_ms"], r["samples"],
                 r["float_over_this"] and f"{r['float_over_this']:.2f}x") for r in rows],
               ("form", "threads", "p50 ms", "p90 ms", "p99 ms", "samples", "against float"))
