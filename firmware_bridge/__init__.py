@@ -1,1 +1,1 @@
-"""From live leads on a wire to decisions (absent today)."""
+"""From live leads on a wire to decisions."""

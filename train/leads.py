@@ -12,7 +12,7 @@ from train.manifest import LEADS
 from train.say import UserError
 
 _SPELLING = {lead.upper(): lead for lead in LEADS} | {"DI": "I", "DII": "II", "DIII": "III"}
-_DERIVED = {"III": (-2, 2), "aVR": (-1, -1), "aVL": (2, -1), "aVF": (-1, 2)}     # halves of I and of II
+DERIVED = {"III": (-2, 2), "aVR": (-1, -1), "aVL": (2, -1), "aVF": (-1, 2)}     # halves of I and of II
 
 
 def standard(name: str) -> str:
@@ -22,9 +22,9 @@ def standard(name: str) -> str:
 
 def derive(lead: str, i: np.ndarray, ii: np.ndarray) -> np.ndarray | None:
     """III, aVR, aVL or aVF from I and II by Einthoven's and Goldberger's laws, halves rounded up; None for others."""
-    if lead not in _DERIVED:
+    if lead not in DERIVED:
         return None
-    a, b = _DERIVED[lead]
+    a, b = DERIVED[lead]
     return ((a * i.astype(np.int64) + b * ii.astype(np.int64) + 1) >> 1).astype(np.int32)
 
 
