@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_bridge.profile import Profile
+from firmware_bridge.profiles import Profile
 from train.leads import DERIVED, derive, parse_map
 from train.manifest import LEADS
 from train.say import UserError

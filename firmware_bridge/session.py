@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from firmware_bridge.profile import Profile
+from firmware_bridge.profiles import Profile
 from train.manifest import Manifest
 
 GAPS = ("lost", "damaged", "unplugged", "reset", "overrun", "paused")       # why moments are missing

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from firmware_bridge.clock import Clock
-from firmware_bridge.profile import Profile
+from firmware_bridge.profiles import Profile
 from firmware_bridge.session import Gap
 from firmware_bridge.wire import Block
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from firmware_bridge.profile import Profile
+from firmware_bridge.profiles import Profile
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from firmware_bridge.leads import wire
-from firmware_bridge.profile import Channel, Profile
+from firmware_bridge.profiles import Channel, Profile
 from train.say import UserError
 
 BOARD = Profile("board", "test", "a test board", (

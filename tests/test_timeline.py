@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from firmware_bridge.clock import Clock, judge
-from firmware_bridge.profile import Channel, Profile
+from firmware_bridge.profiles import Channel, Profile
 from firmware_bridge.session import Gap
 from firmware_bridge.timeline import Timeline
 from firmware_bridge.wire import Block
