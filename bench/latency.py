@@ -105,11 +105,18 @@ def _jetson(args, opened) -> dict:
                                "a Jetson, or --device user@host; an estimate of " +
                                ", ".join(target.boards("jetson")),
                                f"python bench/latency.py --target jetson --run {args.run} --estimate {FIRST}")
-    built = target.open_build(args.run, "jetson", opened[0])
+    target.open_build(args.run, "jetson", opened[0])      # deployed, and of this very model
     folder = pathlib.Path(args.run) / "jetson"
     found = jetson_ssh.measure(args.device, folder, args.seconds) if args.device else \
         jetson_ssh.local(folder, args.seconds)
-    return {"found": found, "built": str(built.path)}
+    if found["identity"] != opened[0].identity.hex():
+        say.fail(f"the device measured another model ({found['identity'][:16]})", opened[0].identity.hex()[:16],
+                 f"python targets/deploy.py --run {args.run} --target jetson")
+    from bench import jetson_rows
+    jetson_rows.show(found)
+    return {"shipped": found["won"] and found["won"]["form"], "measured": jetson_rows.rows(found),
+            "failed": jetson_rows.failed(found), "machine": found["environment"],
+            "device": {key: value for key, value in found.items() if key not in ("measured", "environment")}}
 
 
 def _here(chosen, args, opened, board: dict | None) -> dict:

@@ -5,7 +5,7 @@
     python bench/tables.py --check     fail when README.md says something else than the figures
 
 Tables: sweep, ablation, stream (bench/results/sweep/*.json), memory (memory.json), labels (labels/*.json), distill
-(distill.json), kernels (kernels-*.json) and mcu (mcu-m4.json).
+(distill.json), kernels (kernels-*.json), mcu (mcu-m4.json) and runtimes (runtimes.json).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from bench import distill, kernels, labels, sweep
+from bench import distill, kernels, labels, runtimes, sweep
 from targets import toolchain
 from train import runs, say
 from train.models import ARCHS
@@ -182,13 +182,43 @@ def mcu_table() -> str:
                    "of a window", "kB kernels", "kB model", "kB RAM"], rows)
 
 
+def runtimes_table() -> str:
+    """Float and integer forms of ONNX Runtime and LiteRT on one computer, and the generated C."""
+    found = _results("runtimes")
+    if not found:
+        return "Not measured yet: `python bench/runtimes.py --runs RUN ... --write`.\n"
+    cells: dict[tuple, dict] = {}
+    for r in found["rows"]:
+        key = (f"`{r['arch']}` `{r['preset']}`, {TASKS.get(r['task'], (r['task'],))[0]}", str(r["threads"]))
+        cells.setdefault(key, {})[r["target"], r["form"]] = r
+    rows = []
+    for key, forms in cells.items():
+        shipped = next((r for r in forms.values() if r["target"] == "arm" and r["shipped"]), None)
+        rows.append([*key, _p50(forms.get(("arm", "float"))), _p50(forms.get(("arm", "int8"))),
+                     f"{shipped['form']}, {runtimes.gain(shipped)}" if shipped else "-",
+                     *(_p50(forms.get(("litert", form))) for form in ("float", "int8")),
+                     runtimes.gain(forms["litert", "int8"]) if ("litert", "int8") in forms else "-",
+                     _p50(forms.get(("host", "int8")))])
+    machine, versions = found["machine"], found["machine"]["versions"]
+    title = (f"{machine['cpu']}, {machine['cores']} cores, ONNX Runtime {versions.get('onnxruntime', '-')}, LiteRT "
+             f"{versions.get('ai-edge-litert', '-')}: p50 of one window in ms; gain over its own float: middle "
+             "and range of rounds in which all forms took turns\n\n")
+    return title + _table(["network", "threads", "ONNX Runtime float", "int8", "shipped form, its gain", "LiteRT float",
+                           "int8", "gain of int8", "generated C"], rows)
+
+
+def _p50(row: dict | None) -> str:
+    return f"{row['p50_ms']:.3f}" if row else "-"
+
+
 def _results(name: str) -> dict | None:
     path = sweep.RESULTS.parent / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 TABLES = {"sweep": sweep_table, "ablation": ablation_table, "stream": stream_table, "memory": memory_table,
-          "labels": labels_table, "distill": distill_table, "kernels": kernels_table, "mcu": mcu_table}
+          "labels": labels_table, "distill": distill_table, "kernels": kernels_table, "mcu": mcu_table,
+          "runtimes": runtimes_table}
 
 
 def rendered(text: str) -> str:
