@@ -19,6 +19,7 @@ from compress import reference, reference_attention, reference_lstm
 from compress.graph import Graph, Node, Tensor
 from train import frontend, runs
 from train import manifest as manifests
+from train.sides import SIDES
 
 SAMPLES = 32        # windows that the builder sees while it picks scales
 SIGMA = 4           # an activation of this many standard deviations is the largest code
@@ -397,6 +398,9 @@ def manifest_of(graph: Graph, sha256: str) -> manifests.Manifest:
     """A frozen manifest that fits a graph."""
     def described(name):
         tensor = graph.tensors[name]
+        side = SIDES.get(name)
+        if side and side.shape == tensor.shape:
+            return manifests.Input(name, side.kind, side.shape, side.unit, side.lsb)
         if len(tensor.shape) == 2:
             leads = manifests.LEADS[:tensor.shape[0]]
             return manifests.Input(name, "waveform", tensor.shape, "uV", 16.0, leads)
