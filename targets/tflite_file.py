@@ -143,12 +143,17 @@ class TfliteFile:
     # ---- the file
 
     def pack(self, inputs: list[int], outputs: list[int]) -> bytes:
-        """The bytes of the file; values that no operator reads or writes are left out."""
+        """The bytes of the file; operators whose outputs nothing reads and values without an operator are left out."""
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
-        used = sorted({*inputs, *outputs, *(v for o in self.operators for v in (*o.inputs, *o.outputs) if v >= 0)})
+        needed, operators = {*inputs, *outputs}, []
+        for operator in reversed(self.operators):
+            if needed.intersection(operator.outputs):
+                needed.update(v for v in (*operator.inputs, *operator.outputs) if v >= 0)
+                operators.insert(0, operator)
+        used = sorted(needed)
         self.place = place = {v: i for i, v in enumerate(used)} | {-1: -1}
-        codes = sorted({(o.kind, o.version) for o in self.operators})
+        codes = sorted({(o.kind, o.version) for o in operators})
         model = schema.ModelT()
         model.version = SCHEMA
         model.operatorCodes = [_code(schema, *code) for code in codes]
@@ -157,7 +162,7 @@ class TfliteFile:
         graph.name = "leadedge"
         graph.tensors = [_tensor(schema, self.values[v], model.buffers) for v in used]
         graph.inputs, graph.outputs = [place[v] for v in inputs], [place[v] for v in outputs]
-        graph.operators = [_operator(schema, o, codes.index((o.kind, o.version)), place) for o in self.operators]
+        graph.operators = [_operator(schema, o, codes.index((o.kind, o.version)), place) for o in operators]
         model.subgraphs = [graph]
         builder = flatbuffers.Builder(1 << 16)
         builder.Finish(model.Pack(builder), b"TFL3")

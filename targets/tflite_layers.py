@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +14,23 @@ from targets.tflite_file import TfliteFile
 NONE, RELU = 0, 1           # fused activation functions
 SAME, VALID = 0, 1          # padding
 BEFORE_FILE = (1, 2, 0)     # graph axes of a sequence tensor in the order of the file
+FOLD = 8                    # samples of a one-channel input that an integer convolution takes at once
 MORE_TAPS = 2               # taps of weight 0 that a convolution may have so that its padding needs no operator
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A convolution along time. weight: codes (out, in / groups, kernel); grid: value of a weight's code, float (out,);
+    bias: codes (out,) that count unit * grid; unit: value of an input's code; left: steps seen before the first one."""
+
+    weight: np.ndarray
+    grid: np.ndarray
+    bias: np.ndarray
+    unit: float
+    stride: int = 1
+    left: int = 0
+    relu: bool = False
+    depthwise: bool = False
 
 
 class Layers(TfliteFile):
@@ -23,35 +40,43 @@ class Layers(TfliteFile):
 
     def conv1d(self, node: Node) -> None:
         """Kernels are (1, k): the lead axis is a height of independent rows."""
-        a, weight, grid = node.attrs, node.params["weight"], node.params["weight_scale"]
-        x = self.value(node.inputs[0])
-        bias = self.weight(node.params["bias"], self.scale(node.inputs[0]) * grid.astype(float), 0)
-        depthwise = a["groups"] == self.shape(node.inputs[0])[0] and (a["groups"] > 1 or len(weight) == 1)
-        self.store(node.output, self.convolved(x, weight, grid, bias, a, self.file_shape(node.output),
-                                               self.scale(node.output), depthwise))
+        x, shape, a = self.value(node.inputs[0]), self.file_shape(node.output), node.attrs
+        taps = Taps(node.params["weight"], node.params["weight_scale"].astype(float), node.params["bias"],
+                    self.scale(node.inputs[0]), a["stride"], a["pad"][0], a["relu"],
+                    a["groups"] == self.extent(x)[3] > 1)
+        fold = _fold(taps, self.extent(x), shape) if self.form == "int8" else 1
+        y = (self.folded(x, taps, fold, shape, self.scale(node.output)) if fold > 1 else
+             self.convolved(x, taps, shape, self.scale(node.output)))
+        self.store(node.output, y)
 
-    def convolved(self, x: int, weight, grid, bias: int, a: dict, shape, scale: float, depthwise: bool) -> int:
-        """A convolution of codes (out, in / groups, kernel) along time, padded with zeros as attrs say."""
-        left, right = self.reach(self.extent(x)[2], shape[2], weight.shape[2], a)
-        more = taps_to_same(self.extent(x)[2], shape[2], weight.shape[2], a["stride"], left)
-        padding = VALID
-        if left or right > 0:
+    def folded(self, x: int, taps: Taps, fold: int, shape, scale: float) -> int:
+        """A convolution of one channel is fed several samples at once as channels: rows of single bytes are slow.
+
+        Output columns that come of the same `fold` samples are channels of one column, with the same weights at
+        shifted places and zeros elsewhere. Same sums, same codes; both reshapes move nothing.
+        """
+        _, lead, time, _ = self.extent(x)
+        wide = _folded(taps, fold)
+        x = self.reshaped(x, (1, lead, time // fold, fold))
+        return self.reshaped(self.convolved(x, wide, (1, lead, time // fold, len(wide.weight)), scale), shape)
+
+    def convolved(self, x: int, taps: Taps, shape, scale: float) -> int:
+        """A convolution that sees as many zeros behind the end as `shape` needs."""
+        time, weight, padding = self.extent(x)[2], taps.weight, VALID
+        right = (shape[2] - 1) * taps.stride + weight.shape[2] - time - taps.left
+        if taps.left or right > 0:
+            more = taps_to_same(time, shape[2], weight.shape[2], taps.stride, taps.left)
             if more is None:
-                x = self.padded(x, left, max(right, 0))
+                x = self.padded(x, taps.left, max(right, 0))
             else:
                 weight, padding = np.pad(weight, ((0, 0), (0, 0), (0, more))), SAME
-        codes = weight.transpose(1, 2, 0)[None] if depthwise else weight.transpose(0, 2, 1)[:, None]
-        filters = self.weight(np.ascontiguousarray(codes), grid, 3 if depthwise else 0)
-        options = {"depthMultiplier": shape[3] // self.extent(x)[3]} if depthwise else {}
-        return self.op("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", [x, filters, bias], shape, scale,
-                       padding=padding, strideW=a["stride"], strideH=1,
-                       fusedActivationFunction=RELU if a.get("relu") else NONE, **options)
-
-    @staticmethod
-    def reach(time: int, columns: int, kernel: int, a: dict) -> tuple[int, int]:
-        """(steps seen before the first one, steps seen behind the last one, negative where some are never seen)."""
-        left = a["pad"][0]
-        return left, (columns - 1) * a["stride"] + kernel - time - left
+        codes = weight.transpose(1, 2, 0)[None] if taps.depthwise else weight.transpose(0, 2, 1)[:, None]
+        filters = self.weight(np.ascontiguousarray(codes), taps.grid, 3 if taps.depthwise else 0)
+        bias = self.weight(taps.bias, taps.unit * taps.grid, 0)
+        options = {"depthMultiplier": shape[3] // self.extent(x)[3]} if taps.depthwise else {}
+        return self.op("DEPTHWISE_CONV_2D" if taps.depthwise else "CONV_2D", [x, filters, bias], shape, scale,
+                       padding=padding, strideW=taps.stride, strideH=1,
+                       fusedActivationFunction=RELU if taps.relu else NONE, **options)
 
     def padded(self, x: int, left: int, right: int, code: int | None = None) -> int:
         """Steps in front of and behind time: zeros, or a code."""
@@ -64,11 +89,10 @@ class Layers(TfliteFile):
 
     def dense(self, node: Node) -> None:
         """A convolution of one column: every runtime has one scale per channel there, not in FULLY_CONNECTED."""
-        x, grid = node.inputs[0], node.params["weight_scale"]
-        bias = self.weight(node.params["bias"], self.scale(x) * grid.astype(float), 0)
-        y = self.convolved(self.reshaped(self.value(x), (1, 1, 1, *self.shape(x))), node.params["weight"][..., None],
-                           grid, bias, node.attrs | {"pad": (0, 0), "stride": 1}, (1, 1, 1, *self.shape(node.output)),
-                           self.scale(node.output), depthwise=False)
+        x = self.reshaped(self.value(node.inputs[0]), (1, 1, 1, *self.shape(node.inputs[0])))
+        taps = Taps(node.params["weight"][..., None], node.params["weight_scale"].astype(float), node.params["bias"],
+                    self.scale(node.inputs[0]), relu=node.attrs["relu"])
+        y = self.convolved(x, taps, (1, 1, 1, *self.shape(node.output)), self.scale(node.output))
         self.store(node.output, self.reshaped(y, self.file_shape(node.output)))
 
     # ---- layers that meet on the output's grid
@@ -87,12 +111,11 @@ class Layers(TfliteFile):
 
     def meanpool(self, node: Node) -> None:
         """A depthwise convolution of equal weights: padding counts as 0, and the output has its own scale."""
-        kernel, channel = node.attrs["kernel"], self.shape(node.output)[0]
-        grid = np.full(channel, 1 / kernel)
-        bias = self.weight(np.zeros(channel, np.int32), self.scale(node.inputs[0]) * grid, 0)
-        self.store(node.output, self.convolved(
-            self.value(node.inputs[0]), np.ones((channel, 1, kernel), np.int8), grid, bias, node.attrs,
-            self.file_shape(node.output), self.scale(node.output), depthwise=True))
+        a, channel = node.attrs, self.shape(node.output)[0]
+        taps = Taps(np.ones((channel, 1, a["kernel"]), np.int8), np.full(channel, 1 / a["kernel"]),
+                    np.zeros(channel, np.int32), self.scale(node.inputs[0]), a["stride"], a["pad"][0], depthwise=True)
+        self.store(node.output, self.convolved(self.value(node.inputs[0]), taps, self.file_shape(node.output),
+                                               self.scale(node.output)))
 
     def mean(self, node: Node) -> None:
         """Over whole axes."""
@@ -133,7 +156,8 @@ class Layers(TfliteFile):
         """Padding never wins: it holds the smallest code."""
         a, x = node.attrs, self.value(node.inputs[0])
         time, shape, scale = self.extent(x)[2], self.file_shape(node.output), self.scale(node.output)
-        left, right = self.reach(time, shape[2], a["kernel"], a)
+        left = a["pad"][0]
+        right = (shape[2] - 1) * a["stride"] + a["kernel"] - time - left
         padding = VALID
         if left or right > 0:
             if taps_to_same(time, shape[2], a["kernel"], a["stride"], left) == 0:
@@ -173,8 +197,13 @@ class Layers(TfliteFile):
         self.store(node.output, self.reshaped(x, shape))
 
     def reshaped(self, value: int, shape) -> int:
-        """The same elements in the same order."""
-        return value if self.extent(value) == tuple(shape) else self.copied(value, shape)
+        """The same elements in the same order; a reshape of a reshape goes back to the first value."""
+        value = self.origins.get(value, value)
+        if self.extent(value) == tuple(shape):
+            return value
+        y = self.copied(value, shape)
+        self.origins[y] = value
+        return y
 
     def copied(self, value: int, shape=None) -> int:
         """A value of its own with the same elements."""
@@ -211,3 +240,24 @@ def taps_to_same(time: int, columns: int, kernel: int, stride: int, left: int) -
         if max((columns - 1) * stride + kernel + more - time, 0) // 2 == left:
             return more
     return None
+
+
+def _fold(taps: Taps, source, target) -> int:
+    """Samples that a convolution may take at once, at most FOLD; 1 for one with more than one input channel."""
+    if source[3] > 1 or target[2] * taps.stride != source[2]:
+        return 1
+    return max((f for f in range(taps.stride, FOLD + 1, taps.stride) if source[2] % f == 0), default=1)
+
+
+def _folded(taps: Taps, fold: int) -> Taps:
+    """The convolution of blocks of `fold` samples: fold / stride times as many outputs, stride 1."""
+    out, _, kernel = taps.weight.shape
+    phases = fold // taps.stride
+    before, after = -(-taps.left // fold), max((taps.stride * (phases - 1) - taps.left + kernel - 1) // fold, 0)
+    wide = np.zeros((phases, out, fold, before + after + 1), np.int8)
+    for phase in range(phases):
+        for tap in range(kernel):
+            block, place = divmod(taps.stride * phase - taps.left + tap, fold)
+            wide[phase, :, place, block + before] = taps.weight[:, 0, tap]
+    return replace(taps, weight=wide.reshape(phases * out, fold, -1), grid=np.tile(taps.grid, phases),
+                   bias=np.tile(taps.bias, phases), stride=1, left=before)

@@ -42,6 +42,7 @@ class Lowering(Layers, Attention, Modules):
         self.dtype = "int8" if form == "int8" else "float32"
         self.graph = graph
         self.held: dict[str, int] = {}              # tensor of the graph -> value of the file
+        self.origins: dict[int, int] = {}           # reshaped value -> the one that it was made of
         self.known: dict[str, np.ndarray] = {}      # tensor that no input reaches -> its codes
 
     def build(self, trace: bool = False) -> bytes:
