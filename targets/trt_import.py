@@ -83,8 +83,8 @@ def _stored(model: bytes | pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 
 def _child(paths: Sequence[pathlib.Path], seconds: int) -> tuple[list[dict], int, str]:
     """(finished models, exit code, last words on stderr) of one process; every model sets an alarm that ends it."""
-    done = subprocess.run([sys.executable, __file__, "--child", str(seconds), *map(str, paths)], stdin=subprocess.DEVNULL,
-                          capture_output=True, check=False)
+    done = subprocess.run([sys.executable, __file__, "--child", str(seconds), *map(str, paths)],
+                          stdin=subprocess.DEVNULL, capture_output=True, check=False)
     lines = []
     for line in done.stdout.splitlines()[:len(paths)]:
         with contextlib.suppress(ValueError):       # cut off in the middle
@@ -113,6 +113,7 @@ def _serve(seconds: int, paths: Sequence[str]) -> None:
     import time
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    signal.alarm(seconds)
     trt = importlib.import_module(MODULE)
     for path in paths:
         signal.alarm(seconds)
@@ -144,7 +145,7 @@ def _import(trt, path: str) -> dict:
     result = {"stage": "parse", "messages": messages, "layers": {}, "bytes": 0}
     if not parser.parse_from_file(path):
         told = [parser.get_error(i) for i in range(parser.num_errors)]
-        messages[:0] = [f"{e.node_name() or 'the file'} ({e.node_operator() or 'no operator'}): {e.desc()}" for e in told]
+        messages[:0] = [f"{e.node_name() or 'the file'} {e.node_operator()}: {e.desc()}" for e in told]
         return result
     for i in range(network.num_layers):
         kind = network.get_layer(i).type.name.lower()
