@@ -15,6 +15,7 @@ NONE, RELU = 0, 1           # fused activation functions
 SAME, VALID = 0, 1          # padding
 BEFORE_FILE = (1, 2, 0)     # graph axes of a sequence tensor in the order of the file
 FOLD = 8                    # samples of a one-channel input that an integer convolution takes at once
+WIDE = 16                   # output channels that a group has at least: kernels compute as many at once anyway
 MORE_TAPS = 2               # taps of weight 0 that a convolution may have so that its padding needs no operator
 
 
@@ -41,9 +42,10 @@ class Layers(TfliteFile):
     def conv1d(self, node: Node) -> None:
         """Kernels are (1, k): the lead axis is a height of independent rows."""
         x, shape, a = self.value(node.inputs[0]), self.file_shape(node.output), node.attrs
-        taps = Taps(node.params["weight"], node.params["weight_scale"].astype(float), node.params["bias"],
-                    self.scale(node.inputs[0]), a["stride"], a["pad"][0], a["relu"],
-                    a["groups"] == self.extent(x)[3] > 1)
+        depthwise = a["groups"] == self.extent(x)[3] == shape[3] > 1
+        weight = node.params["weight"] if depthwise else _joined(node.params["weight"], a["groups"])
+        taps = Taps(weight, node.params["weight_scale"].astype(float), node.params["bias"],
+                    self.scale(node.inputs[0]), a["stride"], a["pad"][0], a["relu"], depthwise)
         fold = _fold(taps, self.extent(x), shape) if self.form == "int8" else 1
         y = (self.folded(x, taps, fold, shape, self.scale(node.output)) if fold > 1 else
              self.convolved(x, taps, shape, self.scale(node.output)))
@@ -73,7 +75,7 @@ class Layers(TfliteFile):
         codes = weight.transpose(1, 2, 0)[None] if taps.depthwise else weight.transpose(0, 2, 1)[:, None]
         filters = self.weight(np.ascontiguousarray(codes), taps.grid, 3 if taps.depthwise else 0)
         bias = self.weight(taps.bias, taps.unit * taps.grid, 0)
-        options = {"depthMultiplier": shape[3] // self.extent(x)[3]} if taps.depthwise else {}
+        options = {"depthMultiplier": 1} if taps.depthwise else {}
         return self.op("DEPTHWISE_CONV_2D" if taps.depthwise else "CONV_2D", [x, filters, bias], shape, scale,
                        padding=padding, strideW=taps.stride, strideH=1,
                        fusedActivationFunction=RELU if taps.relu else NONE, **options)
@@ -240,6 +242,15 @@ def taps_to_same(time: int, columns: int, kernel: int, stride: int, left: int) -
         if max((columns - 1) * stride + kernel + more - time, 0) // 2 == left:
             return more
     return None
+
+
+def _joined(weight: np.ndarray, groups: int) -> np.ndarray:
+    """Weights (out, in / groups, kernel) with zeros between, as few groups joined as make WIDE outputs each."""
+    out, depth, kernel = weight.shape
+    joined = next((m for m in range(1, groups) if groups % m == 0 and m * (out // groups) >= WIDE), groups)
+    wide = np.zeros((out, joined, depth, kernel), weight.dtype)
+    wide[np.arange(out), np.arange(out) // (out // groups) % joined] = weight
+    return wide.reshape(out, joined * depth, kernel)
 
 
 def _fold(taps: Taps, source, target) -> int:
