@@ -1,10 +1,289 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of a .tflite file."""
+"""Attention of a .tflite file: BATCH_MATMUL and SOFTMAX over blocks of queries and the keys that a block may see.
+
+A local window is cut into blocks of queries whose keys are the block itself and a halo; a global one is a single block.
+Rows lie as (head, block, row, depth), depth holds leads and d together. What a query of a block does not see is hidden
+by a constant, which carries the relative bias as well.
+
+Integer probabilities are 1/256. Eight bits over all scores would be half a nat a step in a sharp net, so a first
+product on that grid only finds each row's largest score; a second one, with that score as further columns of its depth,
+subtracts it inside the accumulator and keeps the FAR nats below it. What lies deeper, hidden keys among it, ends on the
+last code. Where few products are made, and for a difference of two maps, everything is int16 instead.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.graph import Node
+from compress.reference_attention import EXP_STEP, reach
 from targets.tflite_file import TfliteFile
+
+FAR = 10.0              # nats below a row's largest score that count as nothing; where the int16 softmax ends as well
+HEADROOM = 1.5          # scores may be so much larger than those that were seen when the graph was made
+COARSE = 0.5            # nats of a step of a row's largest score, at least
+FINE = 0.06             # nats of a step of int8 scores that need no second product
+FEW = 8192              # products of scores up to which int16 costs nothing worth saving
+HIDDEN = 1e4            # nats subtracted from a hidden score of the float form
+LEAST = 8               # queries of a block that pay for a product of their own
+BYTE, WORD = 127, 32767
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """`count` blocks of `block` queries, each with the keys from `left` before it to `right` behind it.
+
+    seen, step (key - query): (count, block, key of the block).
+    """
+
+    block: int
+    count: int
+    left: int
+    right: int
+    seen: np.ndarray
+    step: np.ndarray
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map of scores: its rows of queries and keys, values of the file.
+
+    unit: a step of their product in the file's scale; beta: nats of 1 on that scale; span: largest |score| in nats;
+    bias: nats (head, count, block, key), 0 where nothing is seen, or None.
+    """
+
+    query: int
+    key: int
+    unit: float
+    beta: float
+    span: float
+    tiles: Tiles
+    bias: np.ndarray | None
+
+    @property
+    def most(self) -> float:
+        """Largest |bias| in nats."""
+        return 0.0 if self.bias is None else float(np.abs(self.bias).max())
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is added to the scores."""
+        return self.bias is None and self.tiles.seen.all()
+
+    def added(self, hidden: float) -> np.ndarray:
+        """Nats that are added to the scores, (head or 1, count, block, key)."""
+        return np.where(self.tiles.seen, 0.0 if self.bias is None else self.bias, -hidden).reshape(
+            -1, *self.tiles.seen.shape)
 
 
 class Attention(TfliteFile):
-    """Written in terms of `value`, `store`, `shape`, `scale`, `file_shape` and the forms' `weight` and `entries`."""
+    """Written in terms of `value`, `store`, `shape`, `scale`, `file_shape`, `reshaped` and `turned`."""
+
+    def attention(self, node: Node) -> None:
+        """softmax(q k') v for each head; with q2 and k2 (softmax(q k') - lambda softmax(q2 k2')) v."""
+        q, k, v, *pair = node.inputs
+        tiles = tiled(node, self.shape(q)[2], self.shape(k)[2])
+        values, scale = self.keys(v, node, tiles), self.scale(node.output)
+        share = node.attrs["out_mul2"] / node.attrs["out_mul"] if pair else 0.0
+        wide = self.form == "int8" and (pair or tiles.seen.size * math.prod(self.shape(q)[:2]) <= FEW)
+        if wide:        # a mean of values is no larger than they are
+            values, scale = self.widened(values), 128 / WORD * max(scale, (1 + abs(share)) * self.scale(v))
+        y = self.weighted(self.map(node, "", q, k, tiles), values, scale, wide)
+        if pair:
+            other = self.weighted(self.map(node, "2", *pair, tiles), values, scale, wide)
+            other = self.like(y, "MUL", [other, self.share(share)])
+            y = self.like(y, "SUB", [y, other], potScaleInt16=False)
+        y = self.op("QUANTIZE", [y], self.extent(y), self.scale(node.output)) if wide else y
+        self.store(node.output, self.joined(y, node))
+
+    def map(self, node: Node, which: str, q: str, k: str, tiles: Tiles) -> Map:
+        """The map whose multipliers have the suffix `which`."""
+        nats = node.attrs["score_mul" + which] * 2.0 ** (node.attrs["score_shift" + which] - 32) * EXP_STEP
+        bias = None if which else node.params.get("bias")
+        if bias is not None:
+            place = np.clip(tiles.step + node.attrs["size"] - 1, 0, bias.shape[1] - 1)
+            bias = np.where(tiles.seen, bias[:, place] * nats, 0.0)
+        unit, span = self.scale(q) * self.scale(k), HEADROOM * BYTE * node.attrs["export_scales"]["score" + which]
+        query, key = self.queries(q, node, tiles), self.keys(k, node, tiles)
+        return Map(query, key, unit, nats / unit, span, tiles, bias)
+
+    def weighted(self, m: Map, values: int, scale: float, wide: bool) -> int:
+        """The mean of the values that each query sees, (head, block, query, depth)."""
+        weight = self.real_softmax(m) if self.form == "float" else self.wide_softmax(m) if wide else self.softmax(m)
+        return self.product(weight, values, scale, turned=False)
+
+    # ---- rows
+
+    def rows(self, tensor: str, heads: int) -> int:
+        """(1, lead, time, head * d) -> (head, 1, time, lead * d)."""
+        channel, lead, time = self.shape(tensor)
+        x = self.reshaped(self.value(tensor), (lead, time, heads, channel // heads))
+        return self.reshaped(self.turned(x, [2, 1, 0, 3]), (heads, 1, time, lead * channel // heads))
+
+    def joined(self, value: int, node: Node) -> int:
+        """(head, block, query, depth) -> the tensor of the output; queries beyond the end are left out."""
+        channel, lead, time = self.shape(node.output)
+        heads, count, block, depth = self.extent(value)
+        x = self.reshaped(value, (heads, 1, count * block, depth))
+        if count * block > time:
+            x = self.cut(x, 2, 0, time)
+        x = self.turned(self.reshaped(x, (heads, time, lead, channel // heads)), [2, 1, 0, 3])
+        return self.reshaped(x, self.file_shape(node.output))
+
+    def queries(self, tensor: str, node: Node, tiles: Tiles) -> int:
+        """(head, block, query, depth); those beyond the end are zeros."""
+        x = self.rows(tensor, node.attrs["heads"])
+        heads, _, time, depth = self.extent(x)
+        x = self.padded(x, 0, tiles.count * tiles.block - time) if tiles.count * tiles.block > time else x
+        return self.reshaped(x, (heads, tiles.count, tiles.block, depth))
+
+    def keys(self, tensor: str, node: Node, tiles: Tiles) -> int:
+        """(head, block, key, depth): each block with its halo, whose last part is the head of the next block."""
+        x = self.rows(tensor, node.attrs["heads"])
+        heads, _, time, depth = self.extent(x)
+        if tiles.count == 1:
+            return x
+        halo = tiles.left + tiles.right
+        columns = (tiles.count + (halo > 0)) * tiles.block
+        if columns > time:
+            x = self.padded(x, tiles.left, columns - tiles.left - time)
+        x = self.reshaped(x, (heads, columns // tiles.block, tiles.block, depth))
+        if not halo:
+            return x
+        begin = self.cut(x, 1, 0, tiles.count)
+        end = self.cut(self.cut(x, 1, 1, tiles.count), 2, 0, halo) if halo < tiles.block else \
+            self.cut(x, 1, 1, tiles.count)
+        return self.beside([begin, end], 2)
+
+    def cut(self, value: int, axis: int, begin: int, size: int) -> int:
+        """A part of one axis."""
+        begins, sizes = [0] * len(self.extent(value)), list(self.extent(value))
+        begins[axis], sizes[axis] = begin, size
+        return self.op("SLICE", [value, self.ints(*begins), self.ints(*sizes)], sizes, self.grid(value))
+
+    def beside(self, values: list[int], axis: int) -> int:
+        """Values of one grid side by side."""
+        shape = list(self.extent(values[0]))
+        shape[axis] = sum(self.extent(v)[axis] for v in values)
+        return self.op("CONCATENATION", values, shape, self.grid(values[0]), axis=axis)
+
+    # ---- maps
+
+    def product(self, a: int, b: int, scale: float, zero: int = 0, *, turned: bool = True) -> int:
+        """a times b, rows of b turned; in the type of a."""
+        shape = (*self.extent(a)[:3], self.extent(b)[2 if turned else 3])
+        return self.op("BATCH_MATMUL", [a, b], shape, scale, zero, self.values[a].dtype, adjY=turned)
+
+    def softmax(self, m: Map) -> int:
+        """int8 probabilities of int8 scores."""
+        below = 0.0 if m.plain else FAR
+        span = (255 * FINE - below) / 2
+        if m.span <= span:
+            low, high = -span - below, span
+            score = self.product(m.query, m.key, *_grid(-span - m.most, span + m.most, m.beta))
+        else:
+            query, key, coarse = self.shifted(m)
+            low, high = -FAR - m.most, m.most + coarse / 2
+            score = self.product(query, key, *_grid(low - m.most, high + m.most, m.beta))
+        if not m.plain:
+            hidden = high - low + m.most
+            scale, zero = _grid(-hidden, m.most, m.beta)
+            codes = np.clip(np.rint(m.added(hidden) / (m.beta * scale)) + zero, -128, BYTE).astype(np.int8)
+            score = self.op("ADD", [score, self.constant(codes, scale, zero)], self.extent(score),
+                            *_grid(low, high, m.beta))
+        return self.op("SOFTMAX", [score], self.extent(score), 1 / 256, -128, beta=m.beta)
+
+    def shifted(self, m: Map) -> tuple[int, int, float]:
+        """Queries and keys with further columns that subtract each row's largest score; nats of a step of that."""
+        heads, count, block, _ = self.extent(m.query)
+        steps = math.ceil(max(m.span / BYTE, COARSE) / (m.beta * m.unit))   # of the product in one of the largest
+        columns = -(-steps // BYTE)
+        each = -(-steps // columns)
+        coarse = columns * each * m.unit
+        score = self.product(m.query, m.key, coarse)
+        if not m.tiles.seen.all():
+            codes = np.where(m.tiles.seen, 0, -BYTE)[None].astype(np.int8)
+            score = self.like(score, "ADD", [score, self.constant(codes, 255 / BYTE * coarse)])
+        top = self.op("REDUCE_MAX", [score, self.ints(3)], (heads, count, block, 1), coarse, keepDims=True)
+        # times 1 in every column, on the grid of the queries: the codes stay as they are
+        one = self.constant(np.ones((1, 1, 1, columns), np.int8), self.grid(m.query) / coarse)
+        top = self.op("MUL", [top, one], (heads, count, block, columns), self.grid(m.query))
+        minus = np.full((*self.extent(m.key)[:3], columns), -each, np.int8)
+        return (self.beside([m.query, top], 3), self.beside([m.key, self.constant(minus, self.grid(m.key))], 3),
+                coarse * m.beta)
+
+    def wide_softmax(self, m: Map) -> int:
+        """int16 probabilities of int16 scores. Its exponential ends above 0, so that what is hidden becomes 0 here."""
+        largest = max(m.span + m.most, WORD * EXP_STEP)
+        score = self.product(self.widened(m.query), self.widened(m.key), largest / WORD / m.beta)
+        if not m.plain:
+            hidden = 2 * largest + FAR
+            scale = (largest + hidden) / WORD / m.beta
+            added = self.constant(np.rint(m.added(hidden) / (m.beta * scale)).astype(np.int16), scale)
+            score = self.op("ADD", [score, added], self.extent(score), scale, dtype="int16", potScaleInt16=False)
+        weight = self.op("SOFTMAX", [score], self.extent(score), 1 / (WORD + 1), dtype="int16", beta=m.beta)
+        if m.tiles.seen.all():
+            return weight
+        return self.like(weight, "MUL", [weight, self.constant(m.tiles.seen[None] * np.int16(WORD), 1 / WORD)])
+
+    def real_softmax(self, m: Map) -> int:
+        """The float form; a factor in the softmax itself would keep it from the fast kernels."""
+        query = self.like(m.query, "MUL", [m.query, self.constant(np.float32(m.beta))])
+        score = self.product(query, m.key, None)
+        if not m.plain:
+            score = self.like(score, "ADD", [score, self.constant(m.added(HIDDEN).astype(np.float32))])
+        return self.op("SOFTMAX", [score], self.extent(score), beta=1.0)
+
+    # ---- values of the file
+
+    def like(self, value: int, kind: str, inputs: list[int], **options) -> int:
+        """An operator whose output has shape, grid and type of a value."""
+        about = self.values[value]
+        return self.op(kind, inputs, about.shape, self.grid(value), about.zero, about.dtype, **options)
+
+    def widened(self, value: int) -> int:
+        """The same codes as int16."""
+        return self.op("CAST", [value], self.extent(value), self.grid(value), dtype="int16")
+
+    def share(self, share: float) -> int:
+        """A factor in the type of the maps that it weighs."""
+        if self.form == "float":
+            return self.constant(np.float32(share))
+        return self.constant(np.array(WORD if share > 0 else -WORD, np.int16), max(abs(share), 1e-6) / WORD)
+
+
+def _grid(low: float, high: float, beta: float) -> tuple[float, int]:
+    """(scale in the file, zero point) of int8 codes for low <= 0 .. high >= 0 nats."""
+    scale = (high - low) / 255
+    return scale / beta, round(-128 - low / scale)
+
+
+def tiled(node: Node, queries: int, keys: int) -> Tiles:
+    """The blocks of least cost; a single one where they save less than half of the scores."""
+    window, size = node.attrs["window"], node.attrs["size"]
+    if window == "global":
+        return _tiles(node, queries, keys, queries)
+    if window == "block":
+        return _tiles(node, queries, keys, min(size, queries))
+    cuts = [_tiles(node, queries, keys, block) for block in range(min(LEAST, queries), queries)]
+    cuts = [t for t in cuts if t.left + t.right <= t.block and 2 * t.seen.size < queries * keys]
+    return min(cuts, key=lambda t: t.seen.size, default=_tiles(node, queries, keys, queries))
+
+
+def _tiles(node: Node, queries: int, keys: int, block: int) -> Tiles:
+    """Blocks of one size. A query beyond the end sees what the last one sees."""
+    count = -(-queries // block)
+    t = np.minimum(np.arange(count * block), queries - 1).reshape(count, block)
+    first, stop = reach(node, t, keys)
+    if count == 1:
+        left, right, s = 0, keys - block, np.arange(keys)[None]
+    else:
+        begin = np.arange(count)[:, None] * block
+        left = max(int((begin - first).max()), 0)
+        right = max(int((stop - begin).max()) - block, 0)
+        s = begin + np.arange(-left, block + right)
+    seen = (s[:, None] >= first[..., None]) & (s[:, None] < stop[..., None])
+    return Tiles(block, count, left, right, seen, s[:, None] - t[..., None])
