@@ -2,6 +2,7 @@
 """How long one window takes: percentiles of measured times, forms side by side; an estimate only under that name.
 
 python bench/latency.py --target arm --run runs/af [--seconds 5]                  this computer; also litert, host
+python bench/latency.py --target arm --run runs/af --device pi@raspberrypi        another one that has a checkout
 python bench/latency.py --target mcu --run runs/af [--board nrf52840dk]           executed instructions, counted
 python bench/latency.py --target jetson --run runs/af --device user@jetson        on a Jetson: without --device
 python bench/latency.py --target jetson --run runs/af --estimate orin-nano-super  a range from a model, no device
@@ -34,7 +35,9 @@ def parser() -> say.Parser:
     p.add_argument("--board", metavar="B", help="a microcontroller of targets/boards.toml (default: any Cortex-M4)")
     p.add_argument("--weights", type=int, default=8, choices=(8, 16), help="bits of a weight on a microcontroller (8)")
     p.add_argument("--seconds", type=float, default=5.0, help="of measuring per thread setting (default 5)")
-    p.add_argument("--device", metavar="USER@HOST", help="measure on this Jetson over ssh")
+    p.add_argument("--device", metavar="USER@HOST", help="measure there over ssh: a Jetson needs nothing installed, "
+                                                        "another computer a checkout of this repository")
+    p.add_argument("--checkout", default="leadedge", metavar="DIR", help="of that repository there (default leadedge)")
     p.add_argument("--estimate", metavar="BOARD", help="a range for a Jetson or ARM board of boards.toml that is not "
                                                        "at hand, from a model whose assumptions are printed")
     p.add_argument("--require-measured", action="store_true", help="exit 2 where only an estimate could be given")
@@ -61,7 +64,8 @@ def main(args) -> dict:
     opened = target.open_run(args.run)
     result = {"run": str(args.run), "target": args.target, "macs": graphs.macs(opened[1])}
     if measuring:
-        result |= _jetson(args, opened) if args.target == "jetson" else _here(chosen, args, opened, board)
+        where = _jetson if args.target == "jetson" else _there if args.device else _here
+        result |= where(args, opened)
     if board:
         from bench import estimate
         result["estimate"] = estimate.of(opened[1], board)
@@ -74,12 +78,6 @@ def _possible(args) -> None:
     here = f"python bench/latency.py --target {args.target} --run {args.run}"
     if args.device and args.target == "mcu":
         say.fail("--device with --target mcu", "instructions counted in the emulator", f"{here} --board B")
-    if args.device and args.target != "jetson":
-        run, there = pathlib.Path(args.run), f"--target {args.target} --run runs/{pathlib.Path(args.run).name}"
-        say.fail(f"--device with --target {args.target}: only a Jetson is measured over ssh",
-                 f"this repository on {args.device}, where the model is built and measured",
-                 f"scp -r {run} {args.device}:leadedge/runs/ and there: python targets/deploy.py {there} && "
-                 f"python bench/latency.py {there}")
     if args.estimate and args.target not in ESTIMATED:
         say.fail(f"--estimate with --target {args.target}", f"--target {', '.join(ESTIMATED)}",
                  f"{here} --board B" if args.target == "mcu" else here)
@@ -119,9 +117,21 @@ def _jetson(args, opened) -> dict:
             "device": {key: value for key, value in found.items() if key not in ("measured", "environment")}}
 
 
-def _here(chosen, args, opened, board: dict | None) -> dict:
+def _there(args, opened) -> dict:
+    """Measured on another computer, over ssh."""
+    from bench import elsewhere
+    run, identity = pathlib.Path(args.run), opened[0].identity.hex()
+    found = elsewhere.measure(args.device, args.checkout, run, identity, args.target, args.seconds)
+    _say(found["measured"], found["machine"], args.target)
+    say.info(f"shipped there: {found['shipped']}")
+    return {"device": args.device} | {key: found[key] for key in ("shipped", "measured", "machine")}
+
+
+def _here(args, opened) -> dict:
     """Measured on this computer, by one thread and by all."""
     from targets import target
+    chosen = targets.load(args.target)
+    board = target.read_board(args.estimate, ESTIMATED[args.target]) if args.estimate else None
     if board and platform.machine() != board["machine"]:
         raise say.MissingError(f"this computer ({platform.machine()}) is no {board['name']}: nothing was measured",
                                "that board", f"the same command there, or here --estimate {board['key']} alone")

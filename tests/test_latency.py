@@ -177,7 +177,8 @@ def test_every_line_of_an_estimate_with_a_time_says_that_it_is_none_measured(run
     (["--target", "host", "--estimate", "pi4"], 1, "--target jetson, arm, litert"),
     (["--target", "mcu", "--estimate", "pico"], 1, "--target mcu"),
     (["--target", "mcu", "--device", "pi@pi"], 1, "--board B"),
-    (["--target", "arm", "--device", "pi@pi"], 1, "only a Jetson is measured over ssh"),
+    (["--target", "arm", "--device", "-oProxyCommand=x"], 1, "--device"),
+    (["--target", "arm", "--device", "pi@pi", "--checkout", "$(x)"], 1, "--checkout"),
     (["--target", "mcu", "--require-measured"], 2, "an estimate from counted instructions"),
     (["--target", "litrt"], 1, "use litert"),
     (["--target", "jetson", "--estimate", "nano", "--seconds", "-1"], 1, "--seconds -1")])
@@ -235,6 +236,76 @@ def test_several_threads_take_turns_in_blocks_and_one_thread_call_by_call():
     seen.clear()
     times = latency.in_turns(calls, 2, 0.02)
     assert seen == sorted(seen) and set(seen) == {"a", "b"} and min(map(len, times.values())) > 0
+
+
+# ---- measured elsewhere
+
+SSH = """#!/bin/sh
+echo "$*" >> "$FAKE_LOG"
+[ -n "$FAKE_LOST" ] && { echo "ssh: connect to host pi port 22: No route to host" >&2; exit 255; }
+while [ "$1" = -o ]; do shift 2; done
+shift; cd "$FAKE_HOME" && exec sh -c "$*"
+"""
+SCP = """#!/bin/sh
+while [ "$1" = -o ]; do shift 2; done
+shift; for last; do :; done
+while [ $# -gt 1 ]; do cp "$1" "$FAKE_HOME/${last#*:}" || exit 1; shift; done
+"""
+
+
+@pytest.fixture
+def pi(tmp_path, monkeypatch) -> Path:
+    """Home of another computer with a checkout, reached by a stand-in ssh; it is this computer in truth."""
+    home = tmp_path / "home"
+    (home / "leadedge" / "runs").mkdir(parents=True)
+    for name in ("bench", "targets", "train", "compress"):
+        (home / "leadedge" / name).symlink_to(ROOT / name)
+    python = home / "leadedge" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    for name, text in (("ssh", SSH), ("scp", SCP)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_HOME", str(home))
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    return home
+
+
+def test_another_computer_builds_and_measures_by_itself(run, pi, capsys):
+    if targets.load("host").missing():
+        pytest.skip(targets.load("host").missing())
+    found = told(capsys, latency, "--target", "host", "--run", run, "--device", "pi@pi", "--seconds", 0.1)
+    (row,) = found["measured"]
+    assert row["form"] == "int8" and row["samples"] > 0 and found["device"] == "pi@pi" and "estimate" not in found
+    (folder,) = (pi / "leadedge" / "runs").iterdir()
+    assert (folder / "host").is_dir() and folder.name.startswith(run.name) and found["machine"]["cpu"]
+
+
+def test_an_error_there_is_told_as_one_of_there(run, pi, capsys):
+    (pi / "leadedge" / "bench").unlink()
+    assert cli(latency, "--target", "host", "--run", run, "--device", "pi@pi") == 2
+    assert "no LeadEdge in leadedge on pi@pi" in capsys.readouterr().err
+    script = pi / "leadedge" / "bench" / "latency.py"
+    script.parent.mkdir()
+    script.write_text("")
+    (pi / "leadedge" / "targets").unlink()
+    deploying = pi / "leadedge" / "targets" / "deploy.py"
+    deploying.parent.mkdir()
+    deploying.write_text('print(\'{"error": {"what": "no compiler", "expected": "one", "fix": "get it"}}\'); exit(2)')
+    assert cli(latency, "--target", "host", "--run", run, "--device", "pi@pi") == 2
+    assert "on pi@pi: no compiler" in capsys.readouterr().err
+    deploying.write_text("print('hello')")
+    assert cli(latency, "--target", "host", "--run", run, "--device", "pi@pi") == 2
+    assert "says no JSON" in capsys.readouterr().err
+
+
+def test_a_lost_connection_measures_nothing(run, pi, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_LOST", "1")
+    assert cli(latency, "--target", "arm", "--run", run, "--device", "pi@pi", "--estimate", "pi4", "--json") == 2
+    said = capsys.readouterr()
+    assert "No route to host" in said.err and "ssh-copy-id pi@pi" in said.err and "estimate" not in said.out
 
 
 # ---- side by side
