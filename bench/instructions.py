@@ -49,7 +49,8 @@ def measured(run, board: dict, weights: int) -> dict:
 def estimate(board: dict, instructions: int, a_second: float | None) -> dict:
     """Ranges from stated assumptions: milliseconds of an evaluation and, of a stream, days on a coin cell."""
     low, high = CYCLES[board["core"]]
-    guess = {"assumed": {"cycles_per_instruction": [low, high], "mhz": board.get("mhz"),
+    guess = {"status": "ESTIMATE (from counted instructions), not measured",
+             "assumed": {"cycles_per_instruction": [low, high], "mhz": board.get("mhz"),
                          "ma_per_mhz": board.get("ma_per_mhz"), "sleep_ma": SLEEP_MA, "battery_mah": BATTERY_MAH}}
     if "mhz" in board:
         guess["ms"] = [instructions * c / board["mhz"] / 1e3 for c in (low, high)]

@@ -61,5 +61,7 @@ def _energy(found: dict) -> list[str]:
     energy = found["energy"]
     if not energy:
         return [f"energy not measured: {found['energy_missing']}"]
-    return [f"{form}: {e['net_mj']:.3f} mJ a window above idle, {e['gross_mj']:.3f} with it ({energy['rail']}, "
-            f"{energy['idle_w']:.2f} W idle; without {energy['excludes']})" for form, e in energy["forms"].items()]
+    forms = "; ".join(f"{form} {e['net_mj']:.3f} mJ above idle, {e['gross_mj']:.3f} mJ with it"
+                      for form, e in energy["forms"].items())
+    return [f"energy of a window: {forms} (rails {energy['rail']}, {energy['idle_w']:.2f} W idle; without "
+            f"{energy['excludes']})"]

@@ -112,9 +112,9 @@ def _jetson(args, opened) -> dict:
                  f"python targets/deploy.py --run {args.run} --target jetson")
     from bench import jetson_rows
     jetson_rows.show(found)
-    return {"shipped": found["won"] and found["won"]["form"], "measured": jetson_rows.rows(found),
-            "failed": jetson_rows.failed(found), "machine": found["environment"],
-            "device": {key: value for key, value in found.items() if key not in ("measured", "environment")}}
+    return {"device": args.device, "shipped": found["won"] and found["won"]["form"],
+            "measured": jetson_rows.rows(found), "failed": jetson_rows.failed(found), "machine": found["environment"],
+            "jetson": {key: value for key, value in found.items() if key not in ("measured", "environment")}}
 
 
 def _there(args, opened) -> dict:
