@@ -4,7 +4,8 @@
 python bench/runtimes.py --runs runs/a runs/b [--seconds 20] [--threads 1 2] [--write]
 
 A form's gain is the median of its runtime's float over its own, once for each round; the table has the middle round and
-all of them. Rounds are spread over the whole time, so that a busy moment is seen as a wide range.
+the range of all. The forms of a runtime alternate call by call and the runtimes round by round, so that a busy moment
+hits all alike and is seen as a wide range.
 """
 
 from __future__ import annotations
@@ -72,21 +73,27 @@ def builds(run: str, names, manifest) -> dict:
 
 
 def measured(run: str, modules: dict, threads: int, seconds: float, rounds: int) -> list[dict]:
-    """A row for each form of each runtime; all of them took turns, in the opposite order every other round."""
+    """A row for each form of each runtime. Runtimes take turns in rounds, their forms within a round."""
     from compress import graph as graphs
     from targets import target
     manifest, graph = target.open_run(run)
     built = builds(run, modules, manifest)
     inputs, _ = target.golden(run, graph, 1)
-    calls = {(name, form): call for name, build in built.items()
-             if threads in getattr(modules[name], "THREADS", (threads,))
-             for form, call in modules[name].calls(graph, build, inputs, threads).items()}
-    times = [latency.in_turns(dict(reversed(calls.items()) if i % 2 else calls), threads, seconds / rounds)
-             for i in range(rounds)]
+    calls = {name: modules[name].calls(graph, build, inputs, threads) for name, build in built.items()
+             if threads in getattr(modules[name], "THREADS", (threads,))}
+    times = [turn(calls, threads, seconds / rounds, backwards=i % 2 == 1) for i in range(rounds)]
     about = {"run": pathlib.Path(run).name, "arch": manifest.arch, "preset": manifest.preset, "task": manifest.task,
              "macs": graphs.macs(graph), "threads": threads}
-    return [about | {"target": name, "form": form, "shipped": form == built[name].notes["form"]} | figures(times, key)
-            for key in calls for name, form in [key]]
+    return [about | {"target": name, "form": form, "shipped": form == built[name].notes["form"]}
+            | figures(times, (name, form)) for name, forms in calls.items() for form in forms]
+
+
+def turn(calls: dict[str, dict], threads: int, seconds: float, backwards: bool) -> dict:
+    """One round: (target, form) -> nanoseconds of its calls. Every other round goes backwards through all of them."""
+    order = reversed if backwards else list
+    return {(name, form): t for name in order(list(calls))
+            for form, t in latency.in_turns(dict(order(list(calls[name].items()))), threads,
+                                            seconds / len(calls)).items()}
 
 
 def figures(times: list[dict], key: tuple[str, str]) -> dict:
