@@ -134,7 +134,7 @@ def test_a_gpu_at_its_peak_and_a_launch_for_each_operation_by_hand():
 
 
 def test_more_cores_help_at_the_lower_end_only():
-    one, four = estimate.cpu(estimate.work(make.like_local_lead()), ARMS["pi4"])
+    one, four = estimate.cpu(estimate.work(chain("conv1d")), ARMS["pi4"])
     assert four["parts_ms"]["arithmetic"][0] == pytest.approx(one["parts_ms"]["arithmetic"][0] / 4)
     assert four["ms"][1] == one["ms"][1]
 
