@@ -26,9 +26,11 @@ FAR = 10.0              # nats below a row's largest score that count as nothing
 HEADROOM = 1.5          # scores may be so much larger than those that were seen when the graph was made
 COARSE = 0.5            # nats of a step of a row's largest score, at least
 FINE = 0.06             # nats of a step of int8 scores that need no second product
-FEW = 8192              # products of scores up to which int16 costs nothing worth saving
+LONG = 64               # keys of a row that lose mass on the grid of int8 probabilities
+FEW = 8192              # products of scores up to which int16 costs little
 HIDDEN = 1e4            # nats subtracted from a hidden score of the float form
-LEAST = 8               # queries of a block that pay for a product of their own
+LANES = 8               # products are fastest where what they sum over is a multiple of it
+BLOCK = 64              # scores that a block costs besides its own
 BYTE, WORD = 127, 32767
 
 
@@ -86,14 +88,17 @@ class Attention(TfliteFile):
         """softmax(q k') v for each head; with q2 and k2 (softmax(q k') - lambda softmax(q2 k2')) v."""
         q, k, v, *pair = node.inputs
         tiles = tiled(node, self.shape(q)[2], self.shape(k)[2])
-        values, scale = self.keys(v, node, tiles), self.scale(node.output)
+        turned = self.form == "int8" and self.shape(v)[1] == 1      # what the kernels of either form do faster
+        values, scale = self.keys(v, node, tiles, turned), self.scale(node.output)
         share = node.attrs["out_mul2"] / node.attrs["out_mul"] if pair else 0.0
-        wide = self.form == "int8" and (pair or tiles.seen.size * math.prod(self.shape(q)[:2]) <= FEW)
+        few = tiles.seen.all() and tiles.seen.size * math.prod(self.shape(q)[:2]) <= FEW
+        wide = self.form == "int8" and (pair or (few and self.shape(k)[2] > LONG))
         if wide:        # a mean of values is no larger than they are
             values, scale = self.widened(values), 128 / WORD * max(scale, (1 + abs(share)) * self.scale(v))
-        y = self.weighted(self.map(node, "", q, k, tiles), values, scale, wide)
+        y = self.product(self.weights(self.map(node, "", q, k, tiles), wide), values, scale, turned=turned)
         if pair:
-            other = self.weighted(self.map(node, "2", *pair, tiles), values, scale, wide)
+            other = self.weights(self.map(node, "2", *pair, tiles), wide)
+            other = self.product(other, values, scale, turned=turned)
             other = self.like(y, "MUL", [other, self.share(share)])
             y = self.like(y, "SUB", [y, other], potScaleInt16=False)
         y = self.op("QUANTIZE", [y], self.extent(y), self.scale(node.output)) if wide else y
@@ -110,59 +115,66 @@ class Attention(TfliteFile):
         query, key = self.queries(q, node, tiles), self.keys(k, node, tiles)
         return Map(query, key, unit, nats / unit, span, tiles, bias)
 
-    def weighted(self, m: Map, values: int, scale: float, wide: bool) -> int:
-        """The mean of the values that each query sees, (head, block, query, depth)."""
-        weight = self.real_softmax(m) if self.form == "float" else self.wide_softmax(m) if wide else self.softmax(m)
-        return self.product(weight, values, scale, turned=False)
+    def weights(self, m: Map, wide: bool) -> int:
+        """What each query weighs its values with, (head, block, query, key)."""
+        return self.real_softmax(m) if self.form == "float" else self.wide_softmax(m) if wide else self.softmax(m)
 
     # ---- rows
 
-    def rows(self, tensor: str, heads: int) -> int:
-        """(1, lead, time, head * d) -> (head, 1, time, lead * d)."""
-        channel, lead, time = self.shape(tensor)
-        x = self.reshaped(self.value(tensor), (lead, time, heads, channel // heads))
-        return self.reshaped(self.turned(x, [2, 1, 0, 3]), (heads, 1, time, lead * channel // heads))
+    def queries(self, tensor: str, node: Node, tiles: Tiles) -> int:
+        """(head, block, query, depth); those beyond the end are zeros."""
+        x = self.ended(tensor, 0, tiles.count * tiles.block)
+        _, lead, _, channel = self.extent(x)
+        return self.heads(self.reshaped(x, (lead, tiles.count, tiles.block, channel)), node.attrs["heads"])
+
+    def keys(self, tensor: str, node: Node, tiles: Tiles, turned: bool = False) -> int:
+        """(head, block, key, depth), or turned (head, block, depth, key).
+
+        Each block has its halo, the last part of which is the head of the next block.
+        """
+        halo = tiles.left + tiles.right if tiles.count > 1 else 0
+        block = tiles.block if tiles.count > 1 else tiles.seen.shape[2]
+        count = tiles.count + (halo > 0)
+        x = self.ended(tensor, tiles.left, count * block)
+        _, lead, _, channel = self.extent(x)
+        x = self.reshaped(x, (lead, count, block, channel))
+        if halo:
+            parts = (lead, tiles.count, block, channel), (lead, tiles.count, halo, channel)
+            x = self.beside([self.op("SLICE", [x, self.ints(0, i, 0, 0), self.ints(*part)], part, self.grid(x))
+                             for i, part in enumerate(parts)], 2)
+        return self.heads(x, node.attrs["heads"], turned)
+
+    def ended(self, tensor: str, left: int, columns: int) -> int:
+        """(1, lead, columns, channel): zeros before and behind, side by side with it because PAD is slow."""
+        x = self.value(tensor)
+        _, lead, time, channel = self.extent(x)
+        sides = [(left, 0), (columns - left - time, 1)]
+        zeros = {at: self.entries(np.zeros((1, lead, size, channel), np.int8), self.scale(tensor))
+                 for size, at in sides if size}
+        return self.beside([v for v in (zeros.get(0), x, zeros.get(1)) if v is not None], 2) if zeros else x
+
+    def heads(self, value: int, heads: int, turned: bool = False) -> int:
+        """(lead, block, row, head * d) -> (head, block, row, lead * d), or turned with one lead."""
+        lead, count, rows, channel = self.extent(value)
+        if lead == 1:
+            x = self.reshaped(value, (count, rows, heads, channel // heads))
+            return self.turned(x, [2, 0, 3, 1] if turned else [2, 0, 1, 3])
+        x = self.turned(self.reshaped(value, (lead, count * rows, heads, channel // heads)), [2, 1, 0, 3])
+        return self.reshaped(x, (heads, count, rows, lead * channel // heads))
 
     def joined(self, value: int, node: Node) -> int:
         """(head, block, query, depth) -> the tensor of the output; queries beyond the end are left out."""
         channel, lead, time = self.shape(node.output)
         heads, count, block, depth = self.extent(value)
-        x = self.reshaped(value, (heads, 1, count * block, depth))
-        if count * block > time:
-            x = self.cut(x, 2, 0, time)
-        x = self.turned(self.reshaped(x, (heads, time, lead, channel // heads)), [2, 1, 0, 3])
-        return self.reshaped(x, self.file_shape(node.output))
-
-    def queries(self, tensor: str, node: Node, tiles: Tiles) -> int:
-        """(head, block, query, depth); those beyond the end are zeros."""
-        x = self.rows(tensor, node.attrs["heads"])
-        heads, _, time, depth = self.extent(x)
-        x = self.padded(x, 0, tiles.count * tiles.block - time) if tiles.count * tiles.block > time else x
-        return self.reshaped(x, (heads, tiles.count, tiles.block, depth))
-
-    def keys(self, tensor: str, node: Node, tiles: Tiles) -> int:
-        """(head, block, key, depth): each block with its halo, whose last part is the head of the next block."""
-        x = self.rows(tensor, node.attrs["heads"])
-        heads, _, time, depth = self.extent(x)
-        if tiles.count == 1:
+        if lead == 1:
+            x = self.turned(value, [1, 2, 0, 3])
+        else:
+            x = self.turned(self.reshaped(value, (heads, count * block, lead, depth // lead)), [2, 1, 0, 3])
+        x = self.reshaped(x, (1, lead, count * block, channel))
+        if count * block == time:
             return x
-        halo = tiles.left + tiles.right
-        columns = (tiles.count + (halo > 0)) * tiles.block
-        if columns > time:
-            x = self.padded(x, tiles.left, columns - tiles.left - time)
-        x = self.reshaped(x, (heads, columns // tiles.block, tiles.block, depth))
-        if not halo:
-            return x
-        begin = self.cut(x, 1, 0, tiles.count)
-        end = self.cut(self.cut(x, 1, 1, tiles.count), 2, 0, halo) if halo < tiles.block else \
-            self.cut(x, 1, 1, tiles.count)
-        return self.beside([begin, end], 2)
-
-    def cut(self, value: int, axis: int, begin: int, size: int) -> int:
-        """A part of one axis."""
-        begins, sizes = [0] * len(self.extent(value)), list(self.extent(value))
-        begins[axis], sizes[axis] = begin, size
-        return self.op("SLICE", [value, self.ints(*begins), self.ints(*sizes)], sizes, self.grid(value))
+        shape = self.file_shape(node.output)
+        return self.op("SLICE", [x, self.ints(0, 0, 0, 0), self.ints(*shape)], shape, self.grid(x))
 
     def beside(self, values: list[int], axis: int) -> int:
         """Values of one grid side by side."""
@@ -181,7 +193,7 @@ class Attention(TfliteFile):
         """int8 probabilities of int8 scores."""
         below = 0.0 if m.plain else FAR
         span = (255 * FINE - below) / 2
-        if m.span <= span:
+        if 2 * m.span <= span:
             low, high = -span - below, span
             score = self.product(m.query, m.key, *_grid(-span - m.most, span + m.most, m.beta))
         else:
@@ -200,7 +212,8 @@ class Attention(TfliteFile):
         """Queries and keys with further columns that subtract each row's largest score; nats of a step of that."""
         heads, count, block, _ = self.extent(m.query)
         steps = math.ceil(max(m.span / BYTE, COARSE) / (m.beta * m.unit))   # of the product in one of the largest
-        columns = -(-steps // BYTE)
+        depth = self.extent(m.query)[3]
+        columns = -(-(depth - (-steps // BYTE)) // LANES) * LANES - depth
         each = -(-steps // columns)
         coarse = columns * each * m.unit
         score = self.product(m.query, m.key, coarse)
@@ -268,9 +281,9 @@ def tiled(node: Node, queries: int, keys: int) -> Tiles:
         return _tiles(node, queries, keys, queries)
     if window == "block":
         return _tiles(node, queries, keys, min(size, queries))
-    cuts = [_tiles(node, queries, keys, block) for block in range(min(LEAST, queries), queries)]
+    cuts = [_tiles(node, queries, keys, block) for block in range(2, queries)]
     cuts = [t for t in cuts if t.left + t.right <= t.block and 2 * t.seen.size < queries * keys]
-    return min(cuts, key=lambda t: t.seen.size, default=_tiles(node, queries, keys, queries))
+    return min(cuts, key=lambda t: t.seen.size + BLOCK * t.count, default=_tiles(node, queries, keys, queries))
 
 
 def _tiles(node: Node, queries: int, keys: int, block: int) -> Tiles:
@@ -278,12 +291,12 @@ def _tiles(node: Node, queries: int, keys: int, block: int) -> Tiles:
     count = -(-queries // block)
     t = np.minimum(np.arange(count * block), queries - 1).reshape(count, block)
     first, stop = reach(node, t, keys)
+    begin, left, right = np.arange(count)[:, None] * block, 0, 0
     if count == 1:
-        left, right, s = 0, keys - block, np.arange(keys)[None]
+        s = np.arange(keys)[None]
     else:
-        begin = np.arange(count)[:, None] * block
-        left = max(int((begin - first).max()), 0)
-        right = max(int((stop - begin).max()) - block, 0)
+        left, right = max(int((begin - first).max()), 0), max(int((stop - begin).max()) - block, 0)
+        right += -(left + block + right) % LANES if left + right else 0
         s = begin + np.arange(-left, block + right)
     seen = (s[:, None] >= first[..., None]) & (s[:, None] < stop[..., None])
     return Tiles(block, count, left, right, seen, s[:, None] - t[..., None])
