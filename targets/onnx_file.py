@@ -9,13 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 OPSET = 17
-IR_VERSION = 8          # what came with opset 17
+IR_VERSIONS = {13: 7, 17: 8, 19: 9}     # opset -> the file format that came with it
+AXES_ARE_INPUTS = 18    # of reductions, from this opset on
 
 
 class OnnxFile:
     """Collects nodes and constants; `layer` prefixes their names."""
 
     zero = np.uint8(128)    # the code of the value 0
+    opset = OPSET
 
     def __init__(self):
         self.nodes, self.taken = [], set()
@@ -51,6 +53,12 @@ class OnnxFile:
         """An int64 vector: a shape, a pad, an axis."""
         return self.constant(np.array(values, np.int64))
 
+    def reduce(self, kind: str, value: str, axes: list[int], keepdims: int) -> str:
+        """ReduceMean or ReduceMax."""
+        if self.opset >= AXES_ARE_INPUTS:
+            return self.op(kind, [value, self.ints(*axes)], keepdims=keepdims)
+        return self.op(kind, [value], axes=axes, keepdims=keepdims)
+
     def quantize(self, real: str, scale: float) -> str:
         """real -> codes."""
         return self.op("QuantizeLinear", [real, self.constant(np.float32(scale)), self.constant(self.zero)])
@@ -71,8 +79,8 @@ class OnnxFile:
                                  [helper.make_tensor_value_info(name, kind, shape) for name, shape in inputs.items()],
                                  [helper.make_empty_tensor_value_info(names.get(v, v)) for v in outputs],
                                  [numpy_helper.from_array(a, name) for name, a in self.constants.values()])
-        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="LeadEdge",
-                                  ir_version=IR_VERSION)
+        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", self.opset)],
+                                  producer_name="LeadEdge", ir_version=IR_VERSIONS[self.opset])
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         del model.graph.value_info[:]
         onnx.checker.check_model(model, full_check=True)

@@ -41,7 +41,7 @@ class Layers(OnnxFile):
             y = self.op("GlobalAveragePool", [self.as_real(source)])
             y = self.op("Reshape", [self.settled(y, self.scale(node.output)), self.ints(1, *self.shape(node.output))])
         else:
-            y = self.op("ReduceMean", [self.as_real(source)], axes=[a + 1 for a in axes], keepdims=0)
+            y = self.reduce("ReduceMean", self.as_real(source), [a + 1 for a in axes], keepdims=0)
             y = self.settled(y, self.scale(node.output))
         self.store((node.output,), y)
 
@@ -64,7 +64,8 @@ class Layers(OnnxFile):
 
     def max(self, node: Node):
         """Over whole axes."""
-        self.moved(node, "ReduceMax", axes=[a + 1 for a in node.attrs["axes"]], keepdims=0)
+        axes = [a + 1 for a in node.attrs["axes"]]
+        self.store((node.output,), self.reduce("ReduceMax", self.view(node.inputs[0]), axes, keepdims=0))
 
     def slice(self, node: Node):
         """A part of one axis."""
@@ -86,7 +87,10 @@ class Layers(OnnxFile):
 
     def table(self, node: Node):
         """256 entries, looked up by code."""
-        from onnx import TensorProto
-        index = self.op("Cast", [self.as_codes(node.inputs[0])], to=TensorProto.INT32)
         entries = self.entries(node.params["table"], self.scale(node.output))
-        self.store((node.output,), self.op("Gather", [self.constant(entries), index]))
+        self.store((node.output,), self.op("Gather", [self.constant(entries), self.index(node.inputs[0])]))
+
+    def index(self, tensor: str) -> str:
+        """int32, 0 for the least of the 256 codes."""
+        from onnx import TensorProto
+        return self.op("Cast", [self.as_codes(tensor)], to=TensorProto.INT32)

@@ -31,7 +31,7 @@ class Lowering(Layers, Attention, Modules):
 
     def build(self, trace: bool) -> bytes:
         """Lower every node that a merged convolution has not written already, then pack the file."""
-        self.native.update({name: name for name in self.graph.inputs})
+        self.native.update({name: self.entering(name) for name in self.graph.inputs})
         written: set[str] = set()
         for node in self.graph.nodes:
             if node.output not in written:
@@ -43,12 +43,25 @@ class Lowering(Layers, Attention, Modules):
         self.layer = "output"
         outputs = [self.graph.output, *(n.output for n in self.graph.nodes if n.output != self.graph.output and trace)]
         values = [self.view(t) for t in outputs]
+        values[0] = self.leaving(values[0])
         names = {v: f"{t}.codes" for t, v in self.codes.items()} | {v: f"{t}.real" for t, v in self.real.items()}
         names |= {values[0]: self.graph.output} | {name: name for name in self.graph.inputs}
         shapes = {name: (1, *self.shape(name)) for name in self.graph.inputs}
         return self.pack(shapes, self.dtype, values, names)
 
     # ---- views
+
+    def entering(self, name: str) -> str:
+        """The native view of an input."""
+        return name
+
+    def leaving(self, value: str) -> str:
+        """The file's output, of the output's native view."""
+        return value
+
+    def operand(self, tensor: str) -> str:
+        """The float view as a layer with weights reads it."""
+        return self.as_real(tensor)
 
     def scale(self, tensor: str) -> float:
         """Value of one code."""
@@ -100,7 +113,7 @@ class Lowering(Layers, Attention, Modules):
         """Kernels are (1, k): the lead axis is a height of independent rows."""
         names, weight, grid, bias = self.merged(node)
         a = node.attrs
-        y = self.convolved(self.as_real(node.inputs[0]), self.scale(node.inputs[0]), weight, grid, bias,
+        y = self.convolved(self.operand(node.inputs[0]), self.scale(node.inputs[0]), weight, grid, bias,
                            strides=[1, a["stride"]], pads=[0, a["pad"][0], 0, a["pad"][1]], group=a["groups"])
         self.store(names, self.settled(y, self.scale(names[0]), a["relu"]))
         return names
@@ -120,6 +133,6 @@ class Lowering(Layers, Attention, Modules):
     def dense(self, node: Node):
         """A vector times a matrix."""
         x, grid = node.inputs[0], node.params["weight_scale"].astype(float)
-        y = self.op("Gemm", [self.as_real(x), self.weight(node.params["weight"], grid),
+        y = self.op("Gemm", [self.operand(x), self.weight(node.params["weight"], grid),
                              self.weight(node.params["bias"], self.scale(x) * grid)], transB=1)
         self.store((node.output,), self.settled(y, self.scale(node.output), node.attrs["relu"]))

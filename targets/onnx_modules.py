@@ -15,7 +15,7 @@ GATES = (0, 3, 1, 2)    # ours are in the order i, f, g, o; the file's are i, o,
 
 
 class Modules(OnnxFile):
-    """Written in terms of the views `as_real` and `as_codes` and the forms' `settled` and `entries`."""
+    """Written in terms of the view `as_real`, of `index` and of the forms' `settled` and `entries`."""
 
     def norm(self, node: Node):
         """Over the channels of each group, which are turned to the last axis: (1, column, group, channel)."""
@@ -30,10 +30,7 @@ class Modules(OnnxFile):
         x = self.as_real(source)
         x = self.op("Transpose", [x], perm=[0, *range(2, len(rest) + 2), 1]) if turn else x
         x = self.op("Reshape", [x, self.ints(1, -1, groups, count)])
-        if node.attrs["rms"]:
-            x = self.op("Div", [x, self.root_mean_square(x, floor)])
-        else:
-            x = self.op("LayerNormalization", [x, self.constant(np.ones(count, np.float32))], epsilon=float(floor))
+        x = self.narrowed(self.normalized(self.widened(x), floor, count, node.attrs["rms"]))
         x = self.op("Mul", [x, self.constant(gain)])
         x = self.op("Add", [x, self.constant(bias)]) if bias.any() else x
         x = self.op("Reshape", [x, self.ints(1, *rest, channels)])
@@ -41,9 +38,23 @@ class Modules(OnnxFile):
             self.op("Reshape", [x, self.ints(1, channels, *rest)])
         self.store((node.output,), self.settled(x, scale))
 
+    def widened(self, value: str) -> str:
+        """A value on its way into what float16 would spoil; a form with such a body overrides this and `narrowed`."""
+        return value
+
+    def narrowed(self, value: str) -> str:
+        """Back from `widened`."""
+        return value
+
+    def normalized(self, x: str, floor: np.float32, count: int, rms: bool) -> str:
+        """Unit energy over the last axis, of `count` values; without `rms` their mean is taken off before."""
+        if rms:
+            return self.op("Div", [x, self.root_mean_square(x, floor)])
+        return self.op("LayerNormalization", [x, self.constant(np.ones(count, np.float32))], epsilon=float(floor))
+
     def root_mean_square(self, x: str, floor: np.float32) -> str:
         """Over the last axis, which stays."""
-        square = self.op("ReduceMean", [self.op("Mul", [x, x])], axes=[-1], keepdims=1)
+        square = self.reduce("ReduceMean", self.op("Mul", [x, x]), [-1], keepdims=1)
         return self.op("Sqrt", [self.op("Add", [square, self.constant(floor)])])
 
     def lstm(self, node: Node):
@@ -64,11 +75,9 @@ class Modules(OnnxFile):
 
     def lookup(self, node: Node):
         """Each of the 256 codes has its row, so that nothing needs clipping."""
-        from onnx import TensorProto
         table = node.params["table"]
         rows = table[np.clip(np.arange(-128, 128) - node.attrs["low"], 0, len(table) - 1)]
-        index = self.op("Cast", [self.as_codes(node.inputs[0])], to=TensorProto.INT32)
-        y = self.op("Gather", [self.constant(self.entries(rows, self.scale(node.output))), index])
+        y = self.op("Gather", [self.constant(self.entries(rows, self.scale(node.output))), self.index(node.inputs[0])])
         self.store((node.output,), self.op("Reshape", [y, self.ints(1, *self.shape(node.output))]))
 
 
