@@ -39,6 +39,7 @@ import array
 import ctypes
 import ctypes.util
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -415,8 +416,8 @@ def stale(known, key, cache):
     """Why an engine cannot be taken from the cache, None when it can."""
     if known is None:
         return "there is none yet"
-    for what, value in sorted(key.items()):
-        old = known["key"].get(what)
+    for what in ("tensorrt", "device", "power mode", "model", "flags"):        # the cause before what follows from it
+        old, value = known["key"].get(what), key[what]
         if old != value:
             short = "changed" if what == "model" else f"was {old}, is {value}"
             return f"{what} {short}"
@@ -764,8 +765,9 @@ class Cuda:
     """The few calls of the CUDA runtime that we need."""
 
     def __init__(self, board):
-        names = [os.environ.get("LEADEDGE_CUDART"), ctypes.util.find_library("cudart")]
-        names += [board.path(name) for name in board.glob("/usr/local/cuda/lib64/libcudart.so*")]
+        given = os.environ.get("LEADEDGE_CUDART")
+        names = [given] if given else [ctypes.util.find_library("cudart")] + [
+            board.path(name) for name in board.glob("/usr/local/cuda/lib64/libcudart.so*")]
         for name in filter(None, names):
             try:
                 self.library = ctypes.CDLL(name)
@@ -1039,6 +1041,17 @@ def build_all(args, board):
     return result
 
 
+def alone(folder, stack):
+    """Stop when the same is under way here: two measurements would disturb each other."""
+    os.makedirs(os.path.join(folder, "engines"), exist_ok=True)
+    lock = open(os.path.join(folder, "engines", "lock"), "w")
+    stack.append(lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Stop("another run of this program is at work here", "wait for it, or: fuser engines/lock") from None
+
+
 def parser():
     """The command line."""
     p = argparse.ArgumentParser(description="Measure or serve a model on this Jetson.")
@@ -1073,6 +1086,7 @@ def act(args, stack):
     if args.serve:
         return serve(args.serve, board)
     board.check()
+    alone(args.folder, stack)
     return build_all(args, board) if args.build else measure(args, board, stack)
 
 

@@ -107,12 +107,15 @@ def job(folder: Path, windows: int = 4, classes: int = 4, device: bool = True, *
 class Jetson:
     """A board that is not there: a tree, tools on PATH, the stand-in's settings, and a job."""
 
-    def __init__(self, base: Path, kind: str = "orin", **settings):
+    def __init__(self, base: Path, kind: str = "orin", windows: int = 4, **settings):
         files, version = KINDS[kind]
         self.root, self.folder, self.base = tree(base / "root", files), base / "job", base
         self.tools, self.settings = base / "bin", base / "standin.json"
-        self.job = job(self.folder)
-        self.set(version=version, scale=self.job["output"]["scale"], classes=4, calls=str(base / "calls"), **settings)
+        self.job = job(self.folder, windows)
+        tensors = [[one["name"], one["shape"], one in self.job["inputs"]]
+                   for one in [*self.job["inputs"], self.job["output"]]]
+        self.set(version=version, scale=self.job["output"]["scale"], classes=4, calls=str(base / "calls"),
+                 tensors=tensors, **settings)
         script(self.root / "usr/src/tensorrt/bin/trtexec", HERE / "trtexec.py")
         self.tool("nvpmodel", "echo 'NV Power Mode: MAXN_SUPER'; echo 2")
         self.tool("dpkg-query", "printf 6.2+b77")

@@ -6,7 +6,8 @@ NVIDIA/TensorRT, banners and failures those of logs in its issues; the layer dum
 guide (8), issue 4020 (10) and the keys that dumps of 11 have. Nothing in them was measured.
 
 Set in a JSON file named by STANDIN: version (8201, 100300, 110000), unknown (options it shall not know), fail (form ->
-lines), offset (form -> LSB added to an output), hang (s), count (windows timed), names_only, nan, calls (log of argv).
+lines), offset (form -> LSB added to an output), tensors ([name, shape, is input]),
+hang (s), count (windows timed), names_only, nan, calls (log of argv).
 """
 
 import array
@@ -83,7 +84,7 @@ def build(options):
         assert name == ("model.int8.onnx" if form == "int8" else "model.float.onnx"), name
     for line in SETTINGS.get("fail", {}).get(form, []):
         print(f"[11/20/2026-10:00:00] [E] {line}")
-    return None if form in SETTINGS.get("fail", {}) else {"form": form}
+    return None if form in SETTINGS.get("fail", {}) else {"form": form, "tensors": SETTINGS["tensors"]}
 
 
 def load(path):
