@@ -91,10 +91,12 @@ def operators(file: bytes) -> dict[str, int]:
 def describe(found: dict) -> str:
     """What `compile` found, in one line."""
     left = ", ".join(f"{count} {name}" for name, count in found["on_cpu"].items())
-    taken = ", ".join(f"{size / 1024:.0f} KiB of {memory}" for memory, size in found["memory_used"].items() if size)
+    taken = [f"a file of {found['bytes'] / 1024:.0f} KiB"]
+    taken += [f"{size / 1024:.0f} KiB of {memory}" for memory, size in found["memory_used"].items() if size]
     return (f"{found['npu']}: {found['share']:.0%} of {found['operators']} operators on the NPU"
             + (f", left to the processor: {left}" if left else "")
-            + f"; {taken}; an estimate by {found['estimate']['source']}, not measured: {found['estimate']['ms']:.2f} ms")
+            + f"; {', '.join(taken)}; "
+            f"an estimate by {found['estimate']['source']}, not measured: {found['estimate']['ms']:.2f} ms")
 
 
 def parser() -> say.Parser:

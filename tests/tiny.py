@@ -13,7 +13,7 @@ TINY = {
     "nat": ("nat", "tiny", "cinc2017", 1),
     "efficient": ("efficient", "tiny", "cinc2017", 1),
 }
-WINDOWS = 8
+WINDOWS = 64
 
 
 def run(factory, name):
