@@ -89,11 +89,13 @@ def _finish(argv: list[str], folder: Path, where: str, line: Connection | None) 
     """Run jetson_device.py, show what it says, and take its JSON."""
     status, text, said = _run(argv, folder)
     if status == 0:
+        # a login shell may have greeted before
+        answers = [one for one in text.splitlines() if one.startswith('{"schema"')]
         try:
-            result = json.loads(text)
-        except ValueError:
-            raise MissingError(f"{where} answered with {text[:80]!r}", "one JSON object of jetson_device.py",
-                               "does the login shell of the device print something? ssh it and see") from None
+            result = json.loads(answers[-1])
+        except (ValueError, IndexError):
+            raise MissingError(f"{where} answered with {text[:80].strip()!r}", "one JSON object of jetson_device.py",
+                               "repeat the command; what does the device's login shell print?") from None
         runs.write(folder, {"result.json": json.dumps(result, indent=1) + "\n"})
         return result
     if line is not None:
@@ -237,17 +239,12 @@ class Worker:
         if wrong:
             raise UserError(f"inputs {', '.join(sorted(wrong))} are missing or too many",
                             ", ".join(one["name"] for one in self.job["inputs"]))
-        for name, place, shape, scale in self._places:
-            codes = np.asarray(inputs[name])
-            if codes.shape not in (shape, shape[1:]) or codes.dtype != np.int8:
-                raise UserError(f"input {name} is {codes.dtype} {codes.shape}", f"int8 {shape[1:]}")
-            np.multiply(codes.reshape(-1), scale, out=place)
         try:
-            return self._answer()
+            return self._answer(inputs)
         except OSError:
             self._start()
         try:
-            return self._answer()
+            return self._answer(inputs)
         except OSError as error:
             raise MissingError(f"the worker on the Jetson ended: {error.strerror} {self.complaint()}",
                                "an engine that runs", f"python3 {DEVICE} --build, beside job.json") from error
@@ -319,8 +316,13 @@ class Worker:
                          np.float32(known[one["name"]]["scale"]))
                         for one, start, size in zip(self.about["inputs"], starts, sizes, strict=True)]
 
-    def _answer(self) -> np.ndarray:
-        """Send the frame that lies ready and take the logits' codes."""
+    def _answer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Send one window and take the logits' codes."""
+        for name, place, shape, scale in self._places:
+            codes = np.asarray(inputs[name])
+            if codes.shape not in (shape, shape[1:]) or codes.dtype != np.int8:
+                raise UserError(f"input {name} is {codes.dtype} {codes.shape}", f"int8 {shape[1:]}")
+            np.multiply(codes.reshape(-1), scale, out=place)
         rest = memoryview(self._frame)
         while rest:
             rest = rest[self._child.stdin.write(rest):]
