@@ -147,10 +147,11 @@ class Layers(TfliteFile):
                                         axis=axis))
 
     def rescaled(self, value: int, scale: float) -> int:
-        """Codes on another grid."""
+        """Codes on another grid, by a product with 1: QUANTIZE knows the factor to eight bits only."""
         if self.dtype == "float32" or np.float32(self.grid(value)) == np.float32(scale):
             return value
-        return self.op("QUANTIZE", [value], self.extent(value), scale)
+        one = self.constant(np.full((1,) * len(self.extent(value)), 64, np.int8), 1 / 64)
+        return self.op("MUL", [value, one], self.extent(value), scale)
 
     # ---- layers that change no code
 
