@@ -8,7 +8,8 @@ import importlib
 
 from train.say import MissingError, choose
 
-TARGETS = {"arm": "targets.arm", "host": "targets.host", "litert": "targets.litert", "mcu": "targets.mcu"}
+TARGETS = {"arm": "targets.arm", "host": "targets.host", "jetson": "targets.jetson",
+           "litert": "targets.litert", "mcu": "targets.mcu"}
 
 
 def load(name: str):

@@ -93,7 +93,7 @@ def test_a_build_that_disagrees_fails_and_names_the_layer(built, capsys, monkeyp
 
 
 @pytest.mark.parametrize("words, code, said", [
-    (["--n", "0"], 1, "--n 0"), (["--n", "many"], 1, "many"), (["--target", "jetson"], 2, "jetson")])
+    (["--n", "0"], 1, "--n 0"), (["--n", "many"], 1, "many"), (["--target", "fpga"], 2, "fpga")])
 def test_parity_refuses_wrong_words(built, capsys, words, code, said):
     assert cli(parity, "--run", built, *words) == code
     assert said in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_latency_measures_every_form_with_one_thread_and_all(built, capsys):
 
 
 @pytest.mark.parametrize("words, code, said", [
-    (["--target", "jetson"], 2, "jetson"),
+    (["--target", "fpga"], 2, "fpga"),
     (["--target", "arm", "--seconds", "0"], 1, "--seconds 0")])
 def test_latency_refuses_what_it_cannot_measure(built, capsys, words, code, said):
     assert cli(latency, "--run", built, *words) == code

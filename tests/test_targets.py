@@ -38,7 +38,7 @@ def test_a_target_has_every_verb(name):
     assert all(callable(getattr(module, verb)) for verb in ("missing", "lower", "build", "run", "flash"))
 
 
-@pytest.mark.parametrize("name, error", [("amr", UserError), ("jetson", MissingError)])
+@pytest.mark.parametrize("name, error", [("amr", UserError), ("fpga", MissingError)])
 def test_a_target_that_does_not_exist_names_those_that_do(name, error):
     with pytest.raises(UserError) as raised:
         targets.load(name)
@@ -381,7 +381,7 @@ def test_a_target_without_a_build_names_the_command(built):
 
 
 @pytest.mark.parametrize("words, code, said", [
-    (["--target", "jetson"], 2, "no target 'jetson'"),
+    (["--target", "fpga"], 2, "no target 'fpga'"),
     (["--target", "amr"], 1, "use arm"),
     (["--target", "arm", "--board", "pi6"], 1, "use pi5"),
     (["--target", "arm", "--bord", "pi5"], 1, "--board"),
