@@ -42,36 +42,68 @@ def delineate(x: np.ndarray, peaks: np.ndarray, fs: int) -> np.ndarray:
     down, 0 without P (a wave in the rest before the first sample has negative samples too); usual is the running mean's
     bump there, reported or not; size is the range of the QRS complex. Samples beyond the ends of x count as 0.
     """
-    r = np.asarray(peaks, np.int64)
-    found = np.zeros(len(r), DTYPE)
-    if not len(r):
+    return Delineator(fs).beats(x, peaks)
+
+
+class Delineator:
+    """One lead's delineator; beats in any portions give the same waves."""
+
+    def __init__(self, fs: int):
+        self.fs = fs
+        self.mean, self.count, self.last = None, 0, None    # of s before R, beats in it, R of the last beat
+
+    def reach(self) -> tuple[int, int]:
+        """Samples that are looked at before and behind an R."""
+        m = _samples(28, self.fs) | 1
+        return _samples(420, self.fs) + m, _samples(60, self.fs) + m
+
+    def _running_mean(self, rows: np.ndarray) -> np.ndarray:
+        """The mean of s before R as each beat has moved it, (beat, place)."""
+        means = np.empty_like(rows)
+        for i, row in enumerate(rows):
+            self.mean = row << _GUARD if self.mean is None else self.mean
+            self.mean = self.mean + (((row << _GUARD) - self.mean) >> min(3, self.count.bit_length()))
+            self.count += 1
+            means[i] = self.mean >> _GUARD
+        return means
+
+    def beats(self, x: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+        """Waves of further beats, see delineate; peaks count from x[0], wherever that lies, and `moved` follows it."""
+        r, fs = np.asarray(peaks, np.int64), self.fs
+        found = np.zeros(len(r), DTYPE)
+        if not len(r):
+            return found
+        m, back, edge = _samples(28, fs) | 1, _samples(420, fs), _samples(60, fs)
+        x = np.pad(np.asarray(x, np.int64), (back + m, edge + m))
+        total = np.concatenate([[0], np.cumsum(x)])
+        s = np.pad(total[m:] - total[:-m], (m // 2, m // 2))                   # (time,), centred
+        at = r + back + m
+        q, size = _complexes(x, at, fs)
+        rows = s[at[:, None] + np.arange(-back, 1)]                             # (beat, 420 ms up to R)
+        q, interval = q - at + back, np.diff(r, prepend=r[0] - 60 * fs if self.last is None else self.last)
+        self.last = int(r[-1])
+        first = back - np.minimum(_samples(300, fs), interval - _samples(160, fs) - interval // 4)
+        own, mean = (_bumps(z, q - m // 2, fs) for z in (rows, self._running_mean(rows)))
+        place = np.arange(back + 1)
+        searched = (place >= first[:, None]) & (place <= q[:, None] - _samples(20, fs))
+        where, sign = _strongest(own, searched)
+        near = np.clip(where[:, None] + np.arange(-_samples(12, fs), _samples(12, fs) + 1), 0, back)
+        near = np.where(np.take_along_axis(searched, near, 1), near, where[:, None])
+        height, usual = sign * _pick(own, where), (sign[:, None] * np.take_along_axis(mean, near, 1)).max(1)
+        limit = size * m >> _SHARE
+        there = searched.any(1)
+        seen = there & (height >= np.maximum(_FLOOR * m, limit)) & (usual >= np.maximum(_MEAN_FLOOR * m, limit))
+        seen &= 3 * usual >= height
+        onset, end = _feet(sign[:, None] * rows, where, q, _samples(100, fs))
+        for name, value in (("onset", onset), ("peak", where), ("end", end)):
+            found[name] = np.where(seen, value + r - back, -1)
+        found["height"], found["usual"] = np.where(seen, sign * height // m, 0), np.where(there, sign * usual // m, 0)
+        found["size"] = size
         return found
-    m, back, edge = _samples(28, fs) | 1, _samples(420, fs), _samples(60, fs)
-    x = np.pad(np.asarray(x, np.int64), (back + m, edge + m))
-    total = np.concatenate([[0], np.cumsum(x)])
-    s = np.pad(total[m:] - total[:-m], (m // 2, m // 2))                   # (time,), centred
-    at = r + back + m
-    q, size = _complexes(x, at, fs)
-    rows = s[at[:, None] + np.arange(-back, 1)]                             # (beat, 420 ms up to R)
-    q, interval = q - at + back, np.diff(r, prepend=r[0] - 60 * fs)
-    first = back - np.minimum(_samples(300, fs), interval - _samples(160, fs) - interval // 4)
-    own, mean = (_bumps(z, q - m // 2, fs) for z in (rows, _running_mean(rows)))
-    place = np.arange(back + 1)
-    searched = (place >= first[:, None]) & (place <= q[:, None] - _samples(20, fs))
-    where, sign = _strongest(own, searched)
-    near = np.clip(where[:, None] + np.arange(-_samples(12, fs), _samples(12, fs) + 1), 0, back)
-    near = np.where(np.take_along_axis(searched, near, 1), near, where[:, None])
-    height, usual = sign * _pick(own, where), (sign[:, None] * np.take_along_axis(mean, near, 1)).max(1)
-    limit = size * m >> _SHARE
-    there = searched.any(1)
-    seen = there & (height >= np.maximum(_FLOOR * m, limit)) & (usual >= np.maximum(_MEAN_FLOOR * m, limit))
-    seen &= 3 * usual >= height
-    onset, end = _feet(sign[:, None] * rows, where, q, _samples(100, fs))
-    for name, value in (("onset", onset), ("peak", where), ("end", end)):
-        found[name] = np.where(seen, value + r - back, -1)
-    found["height"], found["usual"] = np.where(seen, sign * height // m, 0), np.where(there, sign * usual // m, 0)
-    found["size"] = size
-    return found
+
+    def moved(self, samples: int) -> None:
+        """x[0] of the next portion lies so many samples later."""
+        self.last = None if self.last is None else self.last - samples
 
 
 def _samples(ms: int, fs: int) -> int:
@@ -101,16 +133,6 @@ def _bumps(s: np.ndarray, q: np.ndarray, fs: int) -> np.ndarray:
     b = np.maximum(right - place, 1)
     left = np.take(s, np.maximum(place - a, 0), axis=1)
     return (s * (a + b) - left * b - np.take_along_axis(s, right, 1) * a) // (a + b)
-
-
-def _running_mean(rows: np.ndarray) -> np.ndarray:
-    """The mean of s before R as each beat has moved it, (beat, place)."""
-    means = np.empty_like(rows)
-    mean = rows[0] << _GUARD
-    for i, row in enumerate(rows):
-        mean = mean + (((row << _GUARD) - mean) >> min(3, i.bit_length()))
-        means[i] = mean >> _GUARD
-    return means
 
 
 def _strongest(bumps: np.ndarray, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

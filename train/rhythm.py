@@ -33,33 +33,58 @@ _GUARD = 4          # fractional bits of the running means
 
 def features(x: np.ndarray, peaks: np.ndarray, fs: int) -> np.ndarray:
     """Features of every beat, int8 (n, 9); x is int16 microvolts (time,)."""
-    peaks = np.asarray(peaks, np.int64)
-    waves = pwave.delineate(x, peaks, fs)
-    rr = np.minimum(np.diff(peaks), 10 * fs)
-    size = waves["size"] + 1
-    there = waves["height"] != 0
-    rows = np.zeros((len(peaks), len(NAMES)), np.int64)
-    rows[:, 0] = 32
-    rows[:1, 0] = -32
-    rows[1:, 1] = (1000 * rr // fs - 800) // 8
-    rows[1:, 2] = 64 * rr // _usual(rr) - 64
-    rows[:, 3] = 32 * size // _usual(size) - 32
-    rows[:, 4] = np.where(there, 32, -32)
-    rows[:, 5] = 256 * np.abs(waves["height"]) // size
-    rows[:, 6] = 256 * np.abs(waves["usual"]) // size
-    rows[:, 7] = np.where(there, 250 * (peaks - waves["onset"]) // fs, 0)
-    rows[:, 8] = np.where(there, 250 * (waves["end"] - waves["onset"]) // fs, 0)
-    return np.clip(rows, -128, 127).astype(np.int8)
+    return Rhythm(fs).beats(x, peaks)
 
 
-def _usual(values: np.ndarray) -> np.ndarray:
-    """The running mean of positive integers before each of them; the first one's is itself."""
-    means, mean = np.empty_like(values), None
-    for i, value in enumerate(values.tolist()):
-        mean = value << _GUARD if mean is None else mean
-        means[i] = max(mean >> _GUARD, 1)
-        mean += ((value << _GUARD) - mean) >> 3
-    return means
+class Rhythm:
+    """Features of one lead's beats in any portions. Peaks count from x[0]; `moved` says where that has gone."""
+
+    def __init__(self, fs: int):
+        self.fs, self.waves = fs, pwave.Delineator(fs)
+        self.last, self.usual_rr, self.usual_size = None, Usual(), Usual()
+
+    def moved(self, samples: int) -> None:
+        """x[0] of the next portion lies so many samples later."""
+        self.waves.moved(samples)
+        self.last = None if self.last is None else self.last - samples
+
+    def beats(self, x: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+        """Features of further beats, int8 (n, 9)."""
+        peaks = np.asarray(peaks, np.int64)
+        waves = self.waves.beats(x, peaks)
+        fs, known = self.fs, int(self.last is None)       # the first beat of all has no interval
+        rr = np.minimum(np.diff(peaks) if known else np.diff(peaks, prepend=self.last), 10 * fs)
+        size = waves["size"] + 1
+        there = waves["height"] != 0
+        rows = np.zeros((len(peaks), len(NAMES)), np.int64)
+        rows[:, 0] = 32
+        rows[:known, 0] = -32
+        rows[known:, 1] = (1000 * rr // fs - 800) // 8
+        rows[known:, 2] = 64 * rr // self.usual_rr.before(rr) - 64
+        rows[:, 3] = 32 * size // self.usual_size.before(size) - 32
+        rows[:, 4] = np.where(there, 32, -32)
+        rows[:, 5] = 256 * np.abs(waves["height"]) // size
+        rows[:, 6] = 256 * np.abs(waves["usual"]) // size
+        rows[:, 7] = np.where(there, 250 * (peaks - waves["onset"]) // fs, 0)
+        rows[:, 8] = np.where(there, 250 * (waves["end"] - waves["onset"]) // fs, 0)
+        self.last = int(peaks[-1]) if len(peaks) else self.last
+        return np.clip(rows, -128, 127).astype(np.int8)
+
+
+class Usual:
+    """A running mean of positive integers."""
+
+    def __init__(self):
+        self.mean = None
+
+    def before(self, values: np.ndarray) -> np.ndarray:
+        """The mean before each of further values; the first one's is itself."""
+        means = np.empty_like(values)
+        for i, value in enumerate(values.tolist()):
+            self.mean = value << _GUARD if self.mean is None else self.mean
+            means[i] = max(self.mean >> _GUARD, 1)
+            self.mean += ((value << _GUARD) - self.mean) >> 3
+        return means
 
 
 def sequences(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
