@@ -201,7 +201,8 @@ class Board:
                 "l4t": (self.read("/etc/nv_tegra_release") or "").split(", GCID")[0].lstrip("# ") or None,
                 "jetpack": ask("dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack"),
                 "cuda": cuda.group() if cuda else None, "kernel": platform.release(),
-                "python": platform.python_version(), "power_mode": named.group(1) if named else mode}
+                "python": platform.python_version(),
+                "power_mode": named.group(1) if named else mode or self.read("/var/lib/nvpmodel/status")}
 
     def clocks(self):
         """Frequencies in Hz, and whether the lowest allowed one is the highest: locked, None when nobody can tell."""

@@ -76,9 +76,21 @@ def measure(device: str, folder: Path, seconds: float) -> dict:
                        line)
 
 
-def worker_command(folder: Path, engine: str = "int8") -> list[str]:
-    """The command of live inference on this Jetson, for Worker. engine: int8, fp16, fp32 or a file."""
-    return [_python(), str(folder / DEVICE), "--serve", engine]
+def worker_command(folder: Path, engine: str = "int8", device: str | None = None) -> list[str]:
+    """The command of live inference, for Worker: on this Jetson, or on one that has measured the folder before.
+
+    engine: int8, fp16, fp32, or a file of this Jetson.
+    """
+    if device is None:
+        return [_python(), str(folder / DEVICE), "--serve", engine]
+    place = _place(read_job(folder))
+    return ["ssh", *(f"-o{name}={value}" for name, value in OPTIONS.items()), "-T", Connection(device).device,
+            f"cd {place} && exec {SYSTEM_PYTHON} {DEVICE} --serve {shlex.quote(engine)}"]
+
+
+def _place(job: dict) -> str:
+    """The job's folder on a device, from the user's home."""
+    return f"leadedge/{job['identity'][:16]}"
 
 
 def _python() -> str:
@@ -178,7 +190,7 @@ class Connection:
     def send(self, folder: Path) -> str:
         """Copy what the device lacks of the job; returns its folder there."""
         job = read_job(folder)
-        place, names = f"leadedge/{job['identity'][:16]}", [*job["sha256"], "job.json", DEVICE]
+        place, names = _place(job), list(dict.fromkeys([*job["sha256"], "job.json", DEVICE]))
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
             raise UserError(f"{folder} lacks {', '.join(absent)}", "what targets/deploy.py wrote",

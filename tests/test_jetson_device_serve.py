@@ -6,7 +6,6 @@ The module tensorrt and libcudart are stand-ins; the program and its pipes are t
 
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from targets import jetson_ssh
 from targets.jetson_ssh import Worker
-from tests.jetson_fakes.boards import DEVICE, HERE, Jetson
+from tests.jetson_fakes.boards import DEVICE, HERE, Jetson, cudart, golden
 from tests.test_jetson_device import QUICK, command, old_python
 from train.say import MissingError, UserError
 
@@ -24,21 +23,15 @@ API = pytest.mark.parametrize("api", ("8", "10"))
 
 
 @pytest.fixture(scope="module")
-def cudart(tmp_path_factory):
-    """A library with the calls of libcudart that are used."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler: sudo apt-get install gcc")
-    library = tmp_path_factory.mktemp("cuda") / "libcudart.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, HERE / "cudart.c"], check=True)
-    return str(library)
+def library(tmp_path_factory):
+    return cudart(tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture
-def jetson(tmp_path, cudart, monkeypatch):
+def jetson(tmp_path, library, monkeypatch):
     """A board whose Python has the module tensorrt, with engines."""
     jetson = Jetson(tmp_path)
-    jetson.environment |= {"LEADEDGE_CUDART": cudart, "PYTHONPATH": str(HERE / "python"), "STANDIN_API": "10"}
+    jetson.environment |= {"LEADEDGE_CUDART": library, "PYTHONPATH": str(HERE / "python"), "STANDIN_API": "10"}
     engines = jetson.folder / "engines"
     engines.mkdir()
     plan = json.dumps({"form": "int8", "tensors": json.loads(jetson.settings.read_text())["tensors"]})
@@ -50,14 +43,6 @@ def jetson(tmp_path, cudart, monkeypatch):
 
 def serve(jetson) -> list[str]:
     return [sys.executable, str(jetson.folder / "jetson_device.py"), "--serve", "int8"]
-
-
-def golden(jetson):
-    """({name: int8 (window, ...)}, int8 logits (window, class)) of the job."""
-    folder, job = jetson.folder, jetson.job
-    inputs = {one["name"]: np.fromfile(folder / f"golden.{one['name']}.bin", np.int8).reshape(-1, *one["shape"][1:])
-              for one in job["inputs"]}
-    return inputs, np.fromfile(folder / "golden.logits.bin", np.int8).reshape(job["windows"], -1)
 
 
 @API

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from targets import jetson_ssh
-from tests.jetson_fakes.boards import HERE, Jetson, script
+from tests.jetson_fakes.boards import HERE, Jetson, cudart, golden, script
 from train.say import MissingError, UserError
 
 PLACE = "leadedge/" + "ab" * 8
@@ -136,6 +136,24 @@ def test_without_ssh_the_package_is_named(jetson, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(MissingError, match="ssh and scp not found"):
         jetson_ssh.measure("me@orin", jetson.folder, 0.1)
+
+
+def test_live_inference_runs_over_ssh(jetson, monkeypatch):
+    """The frames pass through two pipes; an engine is there once a measurement was."""
+    place = jetson.home / PLACE
+    shutil.copytree(jetson.folder, place)
+    (place / "engines").mkdir()
+    plan = {"tensors": json.loads(jetson.settings.read_text())["tensors"]}
+    (place / "engines/fp16.engine").write_text(json.dumps(plan))
+    monkeypatch.setenv("PYTHONPATH", str(HERE / "python"))
+    monkeypatch.setenv("LEADEDGE_CUDART", cudart(jetson.base))
+    command = jetson_ssh.worker_command(jetson.folder, "fp16", "me@orin")
+    inputs, logits = golden(jetson)
+    with jetson_ssh.Worker(command, jetson.job) as worker:
+        assert (worker({name: codes[1] for name, codes in inputs.items()}) == logits[1]).all()
+    monkeypatch.setenv("STANDIN_SSH", "denied")
+    with pytest.raises(MissingError, match="Permission denied"):
+        jetson_ssh.Worker(command, jetson.job)
 
 
 def test_on_a_jetson_the_same_is_measured_on_the_spot(jetson):

