@@ -90,17 +90,17 @@ class Attention(TfliteFile):
         tiles = tiled(node, self.shape(q)[2], self.shape(k)[2])
         turned = self.form == "int8" and self.shape(v)[1] == 1      # what the kernels of either form do faster
         values, scale = self.keys(v, node, tiles, turned), self.scale(node.output)
-        share = node.attrs["out_mul2"] / node.attrs["out_mul"] if pair else 0.0
         few = tiles.seen.all() and tiles.seen.size * math.prod(self.shape(q)[:2]) <= FEW
         wide = self.form == "int8" and (pair or (few and self.shape(k)[2] > LONG))
+        weight = self.weights(self.map(node, "", q, k, tiles), wide)
+        share = 0.0
+        if pair:
+            share = node.attrs["out_mul2"] / node.attrs["out_mul"]
+            other = self.weights(self.map(node, "2", *pair, tiles), wide)
+            weight = self.difference(weight, other, share)
         if wide:        # a mean of values is no larger than they are
             values, scale = self.widened(values), 128 / WORD * max(scale, (1 + abs(share)) * self.scale(v))
-        y = self.product(self.weights(self.map(node, "", q, k, tiles), wide), values, scale, turned=turned)
-        if pair:
-            other = self.weights(self.map(node, "2", *pair, tiles), wide)
-            other = self.product(other, values, scale, turned=turned)
-            other = self.like(y, "MUL", [other, self.share(share)])
-            y = self.like(y, "SUB", [y, other], potScaleInt16=False)
+        y = self.product(weight, values, scale, turned=turned)
         y = self.op("QUANTIZE", [y], self.extent(y), self.scale(node.output)) if wide else y
         self.store(node.output, self.joined(y, node))
 
@@ -261,11 +261,14 @@ class Attention(TfliteFile):
         """The same codes as int16."""
         return self.op("CAST", [value], self.extent(value), self.grid(value), dtype="int16")
 
-    def share(self, share: float) -> int:
-        """A factor in the type of the maps that it weighs."""
+    def difference(self, a: int, b: int, share: float) -> int:
+        """a - share * b, of maps that are int16 or real numbers."""
         if self.form == "float":
-            return self.constant(np.float32(share))
-        return self.constant(np.array(WORD if share > 0 else -WORD, np.int16), max(abs(share), 1e-6) / WORD)
+            return self.like(a, "SUB", [a, self.like(b, "MUL", [b, self.constant(np.float32(share))])])
+        most = max(abs(share), 1 / WORD)        # in full shape: int16 kernels repeat a number slowly
+        factor = self.constant(np.full(self.extent(b), WORD if share > 0 else -WORD, np.int16), most / WORD)
+        b = self.op("MUL", [b, factor], self.extent(b), most / WORD, dtype="int16")
+        return self.op("SUB", [a, b], self.extent(a), (1 + most) / WORD, dtype="int16", potScaleInt16=False)
 
 
 def _grid(low: float, high: float, beta: float) -> tuple[float, int]:
