@@ -10,7 +10,7 @@ RUN ?= runs/demo
 BOARD ?= stm32f405
 bin := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all arm-userland lint clean
 
 demo: .venv/ready
 	$(bin)/python compress/qat.py --arch local-lead --run $(RUN)
@@ -25,6 +25,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(bin)/python -m pytest -n 2
+
+# The aarch64 userland of tests/test_arm_userland.py, in the user's cache; the tests set it up themselves, too
+arm-userland: .venv/ready
+	$(bin)/python targets/arm_userland.py
 
 test-all: test lint demo
 
