@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import targets
 from bench import jetson_rows, latency
 from targets import jetson_ssh, target
 from targets.target import Built
@@ -20,9 +19,6 @@ from tests import graphs as make
 from tests.jetson_fakes import boards
 from train import manifest as manifests
 from train import say
-
-needs_target = pytest.mark.skipif("jetson" not in targets.TARGETS, reason="this release has no target jetson")
-pytestmark = needs_target
 
 
 def cli(*words) -> int:
