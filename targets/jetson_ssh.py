@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Jetson, here or behind ssh: runs jetson_device.py there and brings back what it says.
 
-Only the system's ssh and scp, never asking for a password. The folder on the device is ~/leadedge/<identity>, so that
-engines that were built once are found again.
+Only the system's ssh and scp, never asking for a password. The folder on the device is ~/leadedge-engines/<identity>:
+engines that were built once are found again, and a checkout in ~/leadedge is none of its business.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TROUBLES = (("Could not resolve hostname", "there is no host of this name", "pin
             ("Connection refused", "nothing listens for ssh there", "sudo systemctl start ssh, on the Jetson"),
             ("timed out", "it does not answer", "is it on, and in this network? ping {host}"),
             ("No route to host", "it cannot be reached", "is it on, and in this network? ping {host}"),
-            ("No space left", "its disk is full", "ssh {device} df -h . ; ssh {device} rm -r leadedge"))
+            ("No space left", "its disk is full", "ssh {device} df -h . ; ssh {device} rm -r leadedge-engines"))
 
 
 def on_jetson() -> bool:
@@ -90,7 +90,7 @@ def worker_command(folder: Path, engine: str = "int8", device: str | None = None
 
 def _place(job: dict) -> str:
     """The job's folder on a device, from the user's home."""
-    return f"leadedge/{job['identity'][:16]}"
+    return f"leadedge-engines/{job['identity'][:16]}"
 
 
 def _python() -> str:
@@ -200,7 +200,8 @@ class Connection:
         free = re.search(r"^\S.*?\s(\d+)\s+\d+%\s", told, re.MULTILINE)
         if free and int(free.group(1)) < ROOM:
             raise MissingError(f"{self.device}: its disk is full, {int(free.group(1)) // 1000} MB free",
-                               f"{ROOM // 1000} MB", f"ssh {self.device} df -h . ; ssh {self.device} rm -r leadedge")
+                               f"{ROOM // 1000} MB",
+                               f"ssh {self.device} df -h . ; ssh {self.device} rm -r leadedge-engines")
         there = dict(reversed(line.split(maxsplit=1)) for line in told.splitlines() if re.match(r"[0-9a-f]{64} ", line))
         lacking = [name for name in names if there.get(name) != runs.sha256(folder / name)]
         if lacking:
