@@ -3,15 +3,16 @@
 
 On both inputs of convolutions and matrix products, nowhere else: softmax, norms, activations and sums stay float, a
 bias too. Zero point 0; weights keep float values behind a Q and DQ with a scale per output channel. Scales of
-activations come from training windows (`Ranges`), from the device's grid for the network's own inputs, and from the
-bound 1 for what a softmax leaves. Left in float as NVIDIA's ModelOpt does: grouped and depthwise convolutions, whose
-kernels here are one row high; products with one row or column; attention over more than LONG steps.
+activations come from training windows (`Ranges`), from the device's grid for the network's own inputs. Left in float
+as NVIDIA's ModelOpt does: grouped and depthwise convolutions, whose kernels here are one row high; products with one
+row or column; attention over more than LONG steps. And products with a softmax whose rows int8 cannot hold: where one
+head looks at one key and another at hundreds, a grid up to 1 rounds the hundreds to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -24,30 +25,45 @@ MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")    # no value changes
 CODE = 127                                                  # of the largest value
 KEPT = 2048                                                 # values of a tensor remembered of each window
 SHARES = np.linspace(0.3, 1, 15)                            # of the largest value: ranges that are tried
+WAYS = ("widest", "nearest")
+LOST = 0.05                                                 # share of a softmax row that rounding may move
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Names of layers that run in codes, names -> reason of those that stay float, and the activations to measure."""
+    """What is to be quantized.
+
+    layers: their names; kept: name -> reason of those that stay float; sources: operand -> the value to measure, which
+    has the same numbers in another shape; rows: sources that a softmax wrote.
+    """
 
     layers: tuple[str, ...]
     kept: dict[str, str]
-    activations: tuple[str, ...]
+    sources: dict[str, str]
+    rows: frozenset[str]
+
+    def without(self, model: onnx.ModelProto, sources: Container[str], reason: str) -> Plan:
+        """The plan with the readers of `sources` left in float."""
+        out = {n.name for n in model.graph.node if any(self.sources.get(v) in sources for v in n.input[:2])}
+        return replace(self, layers=tuple(n for n in self.layers if n not in out),
+                       kept=self.kept | {n: reason for n in self.layers if n in out})
 
 
 def plan(model: onnx.ModelProto) -> Plan:
-    """What is to be quantized; nodes must have names and shapes be static."""
+    """Which layers to quantize; nodes must have names and shapes be static."""
     held, size = {t.name for t in model.graph.initializer}, shapes(model)
-    layers, kept, activations = [], {}, {}
+    writer = {v: n for n in model.graph.node for v in n.output}
+    layers, kept, sources = [], {}, {}
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             reason = _reason(node, held, size)
             if reason:
                 kept[node.name] = reason
-            else:
-                layers.append(node.name)
-                activations |= dict.fromkeys(v for v in node.input[:2] if v not in held)
-    return Plan(tuple(layers), kept, tuple(activations))
+                continue
+            layers.append(node.name)
+            sources |= {v: _source(v, writer) for v in node.input[:2] if v not in held}
+    rows = frozenset(v for v in sources.values() if v in writer and writer[v].op_type == "Softmax")
+    return Plan(tuple(layers), kept, sources, rows)
 
 
 def _reason(node: onnx.NodeProto, held: set[str], size: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -62,47 +78,59 @@ def _reason(node: onnx.NodeProto, held: set[str], size: Mapping[str, tuple[int, 
     return None
 
 
+def _source(value: str, writer: Mapping[str, onnx.NodeProto]) -> str:
+    while value in writer and writer[value].op_type in MOVES:
+        value = writer[value].input[0]
+    return value
+
+
 @dataclass
 class Ranges:
-    """Largest value and a sample of every activation of a plan, collected window by window."""
+    """Largest number and a sample of every source of a plan: whole rows of a softmax, single numbers of others."""
 
     largest: dict[str, float] = field(default_factory=dict)
     seen: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def collect(self, model: onnx.ModelProto, activations: Iterable[str], windows: Iterable[dict]) -> Ranges:
-        """Evaluate windows {input: float32 array} with ONNX Runtime and look at the activations."""
-        names = list(activations)
+    def collect(self, model: onnx.ModelProto, plan: Plan, windows: Iterable[Mapping[str, np.ndarray]]) -> Ranges:
+        """Evaluate windows {input: float32 array} with ONNX Runtime and look at the sources."""
         wide = onnx.ModelProto.FromString(model.SerializeToString())
-        known = {v.name for v in (*wide.graph.input, *wide.graph.output)}
-        wide.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in known)
-        inside = [n for n in names if n not in {v.name for v in wide.graph.input}]
+        inputs = {v.name for v in wide.graph.input}
+        inside = sorted(set(plan.sources.values()) - inputs)
+        known = {v.name for v in wide.graph.output}
+        wide.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in inside if n not in known)
         run, rng = session(wide).run, np.random.default_rng(0)
         for window in windows:
-            for name, value in (window | dict(zip(inside, run(inside, window), strict=True))).items():
+            for name, value in zip(inside, run(inside, dict(window)), strict=True):
+                x = value.reshape(-1, value.shape[-1] if name in plan.rows else 1)
+                pick = rng.choice(len(x), min(len(x), max(1, KEPT // x.shape[1])), replace=False)
                 self.largest[name] = max(self.largest.get(name, 0.0), float(np.abs(value).max()))
-                self.seen.setdefault(name, []).append(rng.choice(value.ravel(), min(KEPT, value.size), replace=False))
+                self.seen.setdefault(name, []).append(x[pick])
         return self
 
-    def scale(self, name: str) -> float:
-        """Value of one code, with the least squared error among SHARES of the largest value."""
-        most, x = self.largest[name], np.concatenate(self.seen[name])
-        if most == 0:
-            return 1 / CODE
-        scales = most * SHARES / CODE
-        return float(min(scales, key=lambda s: np.square(np.clip(np.rint(x / s), -CODE - 1, CODE) * s - x).sum()))
+    def widest(self, name: str) -> float:
+        """Value of one code when nothing seen is cut off."""
+        return self.largest[name] / CODE or 1 / CODE
+
+    def nearest(self, name: str) -> float:
+        """Value of one code with the least squared error, among SHARES of the largest number."""
+        x = np.concatenate(self.seen[name])
+        return float(min(self.widest(name) * SHARES, key=lambda scale: np.square(_rounded(x, scale) - x).sum()))
+
+    def lost(self, name: str) -> float:
+        """Share of a softmax row's sum that rounding adds or takes, on average."""
+        rows = np.concatenate(self.seen[name])
+        return float(np.abs(_rounded(rows, self.widest(name)).sum(1) - 1).mean())
 
 
-def scales(model: onnx.ModelProto, activations: Iterable[str], ranges: Ranges, grids: Mapping[str, float]) -> dict:
-    """Scale of every activation; `grids`: value of a code of the network's inputs."""
-    writer = {v: n for n in model.graph.node for v in n.output}
-    found = {}
-    for name in activations:
-        source = name
-        while source in writer and writer[source].op_type in MOVES:
-            source = writer[source].input[0]
-        bounded = source in writer and writer[source].op_type == "Softmax"
-        found[name] = 1 / CODE if bounded else grids[source] if source in grids else ranges.scale(name)
-    return found
+def _rounded(x: np.ndarray, scale: float) -> np.ndarray:
+    return np.clip(np.rint(x / scale), -CODE - 1, CODE) * scale
+
+
+def scales(plan: Plan, ranges: Ranges, grids: Mapping[str, float], way: str) -> dict[str, float]:
+    """Scale of every operand. grids: value of a code of the network's inputs; way: of WAYS, for all but softmax."""
+    return {operand: grids[source] if source in grids else
+            ranges.widest(source) if source in plan.rows else getattr(ranges, way)(source)
+            for operand, source in plan.sources.items()}
 
 
 def insert(model: onnx.ModelProto, layers: Iterable[str], scales: Mapping[str, float]) -> onnx.ModelProto:
