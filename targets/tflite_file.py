@@ -32,7 +32,7 @@ OPERATORS = {
     "SPLIT_V": ("SplitV", 1, 2, 2), "SQRT": (None, 1, 1, 1), "SQUARED_DIFFERENCE": ("SquaredDifference", 1, 2, 2),
     "SQUEEZE": ("Squeeze", 1, 1, 1), "STRIDED_SLICE": ("StridedSlice", 1, 2, 4), "SUB": ("Sub", 1, 2, 5),
     "SUM": ("Reducer", 1, 2, 2), "TANH": (None, 1, 2, 3), "TRANSPOSE": ("Transpose", 1, 2, 4),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": ("UnidirectionalSequenceLSTM", 1, 1, 1), "UNPACK": ("Unpack", 1, 2, 2), "DIV": ("Div", 1, 2, 2), "SQUARE": ("Square", 1, 1, 1), "EXPAND_DIMS":
+    "UNPACK": ("Unpack", 1, 2, 2), "DIV": ("Div", 1, 2, 2), "SQUARE": ("Square", 1, 1, 1), "EXPAND_DIMS":
     ("ExpandDims", 1, 1, 1),
 }
 # a broadcast of more than four axes, or an axis of a weight in groups, needs a newer one
@@ -41,10 +41,7 @@ GROUPED = {"CONV_2D": 6}
 
 @dataclass
 class _Value:
-    """A tensor of the file. data: of a constant, else None. axis: along which `scale` has one entry per slice.
-
-    state: its operator finds what it has left there.
-    """
+    """A tensor of the file. data: of a constant, else None. axis: along which `scale` has one entry per slice."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,22 +50,17 @@ class _Value:
     zero: int = 0
     axis: int = 0
     data: bytes | None = None
-    state: bool = False
 
 
 @dataclass
 class _Operator:
-    """kind: a name of the schema's BuiltinOperator; options: fields of its options object.
-
-    inner: values that hold nothing but the scales of what it computes inside.
-    """
+    """kind: a name of the schema's BuiltinOperator; options: fields of its options object."""
 
     kind: str
     inputs: list[int]
     outputs: list[int]
     options: dict
     version: int
-    inner: list[int]
 
 
 class TfliteFile:
@@ -97,12 +89,6 @@ class TfliteFile:
         shape = tuple(int(s) for s in shape)
         self.values.append(_Value(name or self.unique("value"), shape, dtype, scales, zero))
         return len(self.values) - 1
-
-    def state(self, shape, dtype: str | None = None, scale: float | None = None) -> int:
-        """A value that an operator keeps from one evaluation to the next; zeros at first."""
-        value = self.tensor(shape, dtype, scale, name=self.unique("state"))
-        self.values[value].state = True
-        return value
 
     def constant(self, array, scale=None, zero: int = 0, axis: int = 0) -> int:
         """Data of the file; equal ones share a value. scale: one number, or one per slice along `axis`."""
@@ -145,15 +131,14 @@ class TfliteFile:
         """Append an operator with one output; returns the output. options: fields of the schema's options object."""
         return self.ops(kind, inputs, [self.tensor(shape, dtype, scale, zero, self.unique(kind))], **options)[0]
 
-    def ops(self, kind: str, inputs: list[int], outputs: list[int], inner: tuple[int, ...] = (),
-            **options) -> list[int]:
-        """Append an operator that writes the values `outputs`; -1 stands for an input that is left out."""
+    def ops(self, kind: str, inputs: list[int], outputs: list[int], **options) -> list[int]:
+        """Append an operator that writes the values `outputs`."""
         dtypes = {self.values[v].dtype for v in (*inputs[:3], outputs[0]) if v >= 0}
         _, real, int8, int16 = OPERATORS[kind]
         version = int16 if "int16" in dtypes else int8 if "int8" in dtypes else real
         if kind in GROUPED and self.extent(inputs[1])[3] != self.extent(inputs[0])[3]:
             version = GROUPED[kind]
-        self.operators.append(_Operator(kind, list(inputs), list(outputs), options, version, list(inner)))
+        self.operators.append(_Operator(kind, list(inputs), list(outputs), options, version))
         return outputs
 
     # ---- the file
@@ -165,7 +150,7 @@ class TfliteFile:
         needed, operators = {*inputs, *outputs}, []
         for operator in reversed(self.operators):
             if needed.intersection(operator.outputs):
-                needed.update(v for v in (*operator.inputs, *operator.outputs, *operator.inner) if v >= 0)
+                needed.update(v for v in (*operator.inputs, *operator.outputs) if v >= 0)
                 operators.insert(0, operator)
         used = sorted(needed)
         self.place = place = {v: i for i, v in enumerate(used)} | {-1: -1}
@@ -198,7 +183,7 @@ def _tensor(schema, value: _Value, buffers: list):
     """A tensor, its data appended to the buffers; the first buffer is the empty one."""
     tensor = schema.TensorT()
     tensor.name, tensor.shape, tensor.hasRank = value.name, np.array(value.shape, np.int32), True
-    tensor.type, tensor.isVariable = getattr(schema.TensorType, TYPES[value.dtype]), value.state
+    tensor.type = getattr(schema.TensorType, TYPES[value.dtype])
     if value.scale:
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.scale = np.array(value.scale, np.float32)
@@ -230,7 +215,6 @@ def _operator(schema, operator: _Operator, code: int, place: dict[int, int]):
     found = schema.OperatorT()
     found.opcodeIndex = code
     found.inputs, found.outputs = ([place[v] for v in values] for values in (operator.inputs, operator.outputs))
-    found.intermediates = [place[v] for v in operator.inner] or None
     name = OPERATORS[operator.kind][0]
     if name:
         found.builtinOptionsType = getattr(schema.BuiltinOptions, f"{name}Options")

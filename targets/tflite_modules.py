@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norm, LSTM, lookup and table of a .tflite file."""
+"""Norm, LSTM, lookup and table of a .tflite file.
+
+A norm is a vector of length 1 between two products: the first one takes the mean away, the second one has gains and
+offsets. The runtimes' own integer LSTM keeps its states from one evaluation to the next and takes three times as long
+as the same steps in int16 one by one, so they are written out.
+"""
 
 from __future__ import annotations
 
@@ -8,140 +13,172 @@ import math
 import numpy as np
 
 from compress.graph import Node
+from compress.reference_lstm import H_ONE, STEPS
 from targets.tflite_file import TfliteFile
+from train.say import GraphError
 
-STEEP = 8               # |pre-activation| at which int16 gates end
-UNIT = 1 / 128          # grid of what int8 L2_NORMALIZATION writes
-BYTE = 127
+BYTE, WORD = 127, 32767
+LENGTH = 1 / 128            # grid of what int8 L2_NORMALIZATION writes
+GATE = 2.0 ** -15           # of what int16 LOGISTIC and TANH write
+DRIVE = 2.0 ** -12          # of pre-activations, +-8
+CELL = 2.0 ** -11           # of the cell, +-16
+FLOOR = 16                  # further channels that the floor of a norm may take
+VALID = 1                   # padding
 
 
 class Modules(TfliteFile):
-    """Written in terms of `value`, `store`, `shape`, `scale`, `file_shape`, `entries`, `reshaped` and `weight`."""
+    """Written in terms of `value`, `store`, `shape`, `scale`, `file_shape`, `entries`, `reshaped` and `turned`."""
+
+    # ---- norm
 
     def norm(self, node: Node) -> None:
-        """A product that centres, a vector of length 1 and a product with gains and offsets."""
-        source, groups, n = node.inputs[0], node.attrs["groups"], self.shape(node.inputs[0])[0] // node.attrs["groups"]
-        scale = self.scale(node.output)
-        gain, bias = (node.params[key] * (scale / one) for key, one in (("mul", 2 ** 12), ("bias", 2 ** 16)))
-        floor = node.attrs["eps"] * 2.0 ** -28 / n * self.scale(source) ** 2      # n * eps
-        x = self.rows_last(source)
-        shape = self.extent(x)
-        rows = (1, 1, math.prod(shape) // n, n)
-        x = self.reshaped(x, rows)
-        if self.form == "float":
-            y = self.real_norm(x, node.attrs["rms"], floor / n)
-        else:
-            if not node.attrs["rms"]:
-                x = self.dense8(x, (n * np.eye(n) - 1).astype(np.int8), np.full(n, 1 / n), np.zeros(n), self.scale(source))
-            y = self.op("L2_NORMALIZATION", [x], rows, UNIT)
-        y = self.reshaped(y, (1, 1, rows[2] // groups, n * groups))
-        unit = math.sqrt(n)
-        if self.form == "float":
-            y = self.op("ADD", [self.op("MUL", [y, self.constant(gain.astype(np.float32))], self.extent(y)),
-                                self.constant(bias.astype(np.float32))], self.extent(y))
-        else:
-            grid = np.maximum(np.abs(gain) * unit / BYTE, 1e-9)
-            codes = np.diag(np.rint(gain * unit / grid)).astype(np.int8)
-            y = self.dense8(y, codes, grid, bias, scale)
-        y = self.reshaped(y, shape)
-        self.store(node.output, self.reshaped(y, self.file_shape(node.output)))
+        """Over the channels of each group, which lie last: (1, 1, row, channel)."""
+        source, p = node.inputs[0], node.params
+        channels, *rest = self.shape(source)
+        count, scale = channels // node.attrs["groups"], self.scale(node.output)
+        gain, bias = (p[key] * (scale / one) for key, one in (("mul", 2 ** 12), ("bias", 2 ** 16)))
+        # the reference's floor counts n^2 codes^2 in 2^-28
+        floor = node.attrs["eps"] * 2.0 ** -28 * (self.scale(source) / count) ** 2
+        turn = [0, 2, 1] if len(rest) == 1 else [*range(len(rest) + 2)]
+        x = self.turned(self.value(source), turn)
+        shape, normed = self.extent(x), self.unit_vectors if self.form == "int8" else self.real_norm
+        y = normed(self.reshaped(x, (1, 1, math.prod(shape) // count, count)), node, floor, gain, bias)
+        self.store(node.output, self.turned(self.reshaped(y, shape), turn))
 
-    def rows_last(self, tensor: str) -> int:
-        """Channels behind all else."""
-        x = self.value(tensor)
-        if len(self.shape(tensor)) == 2:
-            return self.turned(x, [0, 2, 1])
-        return x
+    def unit_vectors(self, x: int, node: Node, floor: float, gain, bias) -> int:
+        """x (1, 1, row * group, count) -> (1, 1, row, channel). The floor is in channels that hold a constant."""
+        count, groups = self.extent(x)[3], node.attrs["groups"]
+        least = math.sqrt(count * floor) / self.grid(x)
+        more = math.ceil((least / BYTE) ** 2) if least >= 0.5 else 0
+        if more > FLOOR:
+            raise GraphError(f"{node.name}: a norm whose eps is {floor:.3g} beside a grid of {self.grid(x):.3g}",
+                             "an eps below the square of the largest value", "another target")
+        if more or not node.attrs["rms"]:
+            weight = np.eye(count) if node.attrs["rms"] else np.eye(count) * count - 1
+            weight = np.concatenate([weight, np.zeros((more, count))])
+            grid = np.full(len(weight), 1 if node.attrs["rms"] else 1 / count)
+            offset = np.where(np.arange(len(weight)) < count, 0, math.sqrt(count * floor / max(more, 1)))
+            x = self.times(x, weight, grid, offset, self.grid(x))
+        x = self.op("L2_NORMALIZATION", [x], self.extent(x), LENGTH)
+        rows, width = self.extent(x)[2:]
+        x = self.reshaped(x, (1, 1, rows // groups, groups * width))
+        gain, at = gain * math.sqrt(count), np.arange(groups * count)
+        grid = np.maximum(np.abs(gain), 1e-9) / BYTE
+        weight = np.zeros((groups * count, groups * width))
+        weight[at, at // count * width + at % count] = np.rint(gain / grid)
+        return self.times(x, weight, grid, bias, self.scale(node.output))
 
-    def dense8(self, x: int, weight, grid, bias, scale: float) -> int:
-        """(1, 1, row, channel) times weight (out, channel)."""
+    def times(self, x: int, codes: np.ndarray, grid: np.ndarray, offset: np.ndarray, scale: float) -> int:
+        """(1, 1, row, in) times codes (out, in) that count `grid` each, with an offset in real numbers."""
         step = self.grid(x) * grid
-        codes = np.clip(np.rint(bias / step), -2.0 ** 31, 2.0 ** 31 - 1).astype(np.int32)
-        return self.op("CONV_2D", [x, self.weight(weight[:, None, None], grid, 0), self.weight(codes, step, 0)],
-                       (*self.extent(x)[:3], len(weight)), scale, padding=1, strideW=1, strideH=1)
+        if np.abs(codes).max() > BYTE:
+            raise GraphError(f"{self.layer}: a norm of {codes.shape[1]} channels", f"at most {BYTE + 1}",
+                             "another target")
+        offset = np.clip(np.rint(offset / step), -(2 ** 31), 2 ** 31 - 1).astype(np.int32)
+        return self.op("CONV_2D", [x, self.constant(codes.astype(np.int8)[:, None, None], grid),
+                                   self.constant(offset, step)],
+                       (*self.extent(x)[:3], len(codes)), scale, padding=VALID, strideW=1, strideH=1)
 
-    def real_norm(self, x: int, rms: bool, floor: float) -> int:
-        """The float form."""
+    def real_norm(self, x: int, node: Node, floor: float, gain, bias) -> int:
+        """The same of the float form."""
         shape, one = self.extent(x), (*self.extent(x)[:3], 1)
-        if not rms:
+        if not node.attrs["rms"]:
             x = self.op("SUB", [x, self.op("MEAN", [x, self.ints(3)], one, keepDims=True)], shape)
         square = self.op("MEAN", [self.op("MUL", [x, x], shape), self.ints(3)], one, keepDims=True)
         square = self.op("ADD", [square, self.constant(np.float32(floor))], one)
-        return self.op("MUL", [x, self.op("RSQRT", [square], one)], shape)
+        x = self.op("MUL", [x, self.op("RSQRT", [square], one)], shape)
+        shape = (1, 1, shape[2] // node.attrs["groups"], len(gain))
+        x = self.op("MUL", [self.reshaped(x, shape), self.constant(gain.astype(np.float32))], shape)
+        return self.op("ADD", [x, self.constant(bias.astype(np.float32))], shape)
+
+    # ---- LSTM
 
     def lstm(self, node: Node) -> None:
-        """The runtime's own, int8 with an int16 cell. Its states outlive an evaluation, so that they have to be ended.
+        """Step by step in int16, from a state of 0; a column of ones beside x carries the bias.
 
-        That takes steps in front of the first one, whose further features close every gate.
+        x and h lie on one grid, so that one product drives all gates: int16 weights in the order i, f, o, g.
         """
         source, hidden = node.inputs[0], node.params["weight_h"].shape[1]
-        length, features = self.shape(source)
-        parts = gates(node, self.scale(source))
-        closing, steps = ending(parts, self.scale(source), features)
+        steps, features = self.shape(source)
+        wide, scale = "int16" if self.form == "int8" else None, max(BYTE * self.scale(source), 1) / WORD
         x = self.value(source)
-        zeros = np.zeros((1, length, closing), np.int8)
-        first = np.repeat(np.array([0] * features + [BYTE] * closing, np.int8)[None, None], steps, 1)
-        x = self.op("CONCATENATION", [x, self.entries(zeros, self.scale(source))], (1, length, features + closing),
-                    self.grid(x), axis=2)
-        x = self.op("CONCATENATION", [self.entries(first, self.scale(source)), x],
-                    (1, steps + length, features + closing), self.grid(x), axis=1)
-        weights_x, weights_h, biases = [], [], []
-        for gate, (weight_x, weight_h, bias) in enumerate(parts):
-            close = np.full((hidden, closing), 0 if gate == 2 else -_most(weight_x))
-            weights_x.append(self.rounded(np.concatenate([weight_x, close], 1)))
-            weights_h.append(self.rounded(weight_h))
-            biases.append(self.offsets(bias, self.scale(source) * _most(weight_x) / BYTE))
-        states = self.state((1, hidden), None, 1 / 128), self.state((1, hidden), self.int8_or("int16"), 2.0 ** -11)
-        inputs = [x, *weights_x, *weights_h, -1, -1, -1, *biases, -1, -1, *states, -1, -1, -1, -1]
-        y = self.tensor((1, steps + length, hidden), None, self.scale(node.output))
-        inner = [self.tensor((0,), self.int8_or("int16"), 2.0 ** -12) for _ in range(4)]
-        inner.append(self.tensor((0,), None, 1 / 128))
-        self.ops("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [y], tuple(inner) if self.form == "int8" else (),
-                 fusedActivationFunction=4, timeMajor=False)
-        begin = steps if node.attrs["sequence"] else steps + length - 1
-        shape = (1, steps + length - begin, hidden)
-        y = self.op("SLICE", [y, self.ints(0, begin, 0), self.ints(*shape)], shape, self.grid(y))
-        self.store(node.output, self.reshaped(y, self.file_shape(node.output)))
+        if wide:
+            x = self.op("QUANTIZE", [x], self.extent(x), scale, dtype=wide)
+        one = self.wide_entries(np.ones((1, steps, 1)), scale)
+        shape = (1, steps, features + 1)
+        x = self.op("CONCATENATION", [x, one], shape, scale, dtype=wide, axis=2)
+        columns = [self.tensor((1, 1, features + 1), wide, scale) for _ in range(steps)]
+        self.ops("SPLIT", [self.constant(np.array(1, np.int32)), x], columns, numSplits=steps)
+        weights = gate_weights(node, self.scale(source))
+        cell, h, states = None, None, []
+        for column in columns:
+            cell, h = self.step(column, h, cell, weights, hidden, scale)
+            states.append(h)
+        if node.attrs["sequence"]:
+            h = self.op("CONCATENATION", states, (1, steps, hidden), scale, dtype=wide, axis=1)
+        h = self.op("QUANTIZE", [h], self.extent(h), self.scale(node.output)) if wide else h
+        self.store(node.output, self.reshaped(h, self.file_shape(node.output)))
 
-    def int8_or(self, dtype):
-        return dtype if self.form == "int8" else None
+    def step(self, x: int, h: int | None, cell: int | None, weights, hidden: int, scale: float) -> tuple[int, int]:
+        """(cell, h) after a step. x: (1, 1, feature + 1), h and cell (1, 1, hidden) or None for zeros."""
+        wide, one = self.values[x].dtype, (1, 1, hidden)
+        width = self.extent(x)[2]
+        if h is not None:
+            width += hidden
+            x = self.op("CONCATENATION", [x, h], (1, 1, width), scale, dtype=wide, axis=2)
+        grid = np.abs(weights).max() / WORD
+        z = self.op("BATCH_MATMUL", [x, self.wide_entries(weights[None, :, :width], grid)], (1, 1, 4 * hidden), DRIVE,
+                    dtype=wide, adjY=True)
+        parts = [self.tensor((1, 1, size), wide, DRIVE) for size in (3 * hidden, hidden)]
+        self.ops("SPLIT_V", [z, self.ints(3 * hidden, hidden), self.constant(np.array(2, np.int32))], parts,
+                 numSplits=2)
+        gates = self.op("LOGISTIC", [parts[0]], (1, 1, 3 * hidden), GATE, dtype=wide)
+        drive = self.op("TANH", [parts[1]], one, GATE, dtype=wide)
+        i, f, o = (self.tensor(one, wide, GATE) for _ in range(3))
+        self.ops("SPLIT", [self.constant(np.array(2, np.int32)), gates], [i, f, o], numSplits=3)
+        added = self.op("MUL", [i, drive], one, CELL, dtype=wide)
+        if cell is not None:
+            kept = self.op("MUL", [f, cell], one, CELL, dtype=wide)
+            added = self.op("ADD", [kept, added], one, CELL, dtype=wide, potScaleInt16=False)
+        bent = self.op("TANH", [added], one, GATE, dtype=wide)
+        return added, self.op("MUL", [o, bent], one, scale, dtype=wide)
 
-    def rounded(self, weight):
-        """Weights of a gate; the runtime has one scale for all of them."""
-        grid = _most(weight) / BYTE
-        return self.weight(np.rint(weight / grid).astype(np.int8), np.array([grid]), 0) if self.form == "int8" else \
-            self.constant(weight.astype(np.float32))
+    def wide_entries(self, real: np.ndarray, scale: float) -> int:
+        """Data as int16, or as real numbers."""
+        if self.form == "float":
+            return self.constant(real.astype(np.float32))
+        return self.constant(np.rint(real / scale).astype(np.int16), scale)
 
-    def offsets(self, bias, step):
-        return self.constant(np.rint(bias / step).astype(np.int32), step) if self.form == "int8" else \
-            self.constant(bias.astype(np.float32))
+    # ---- what is looked up
+
+    def lookup(self, node: Node) -> None:
+        """Each of the 256 codes has its row, so that nothing needs clipping."""
+        table = node.params["table"]
+        rows = table[np.clip(np.arange(-128, 128) - node.attrs["low"], 0, len(table) - 1)]
+        self.store(node.output, self.gathered(node, rows))
+
+    def table(self, node: Node) -> None:
+        """One of 256 codes for each."""
+        self.store(node.output, self.gathered(node, node.params["table"]))
+
+    def gathered(self, node: Node, rows: np.ndarray) -> int:
+        """Of rows (256, ...) the one of each code."""
+        x, scale = self.value(node.inputs[0]), self.scale(node.output)
+        shape = self.extent(x)
+        if self.form == "float":
+            x = self.op("QUANTIZE", [x], shape, self.scale(node.inputs[0]), dtype="int8")
+        x = self.op("CAST", [x], shape, dtype="int32")
+        x = self.op("ADD", [x, self.constant(np.array([128], np.int32))], shape, dtype="int32")
+        y = self.op("GATHER", [self.entries(rows, scale), x], (*shape, *rows.shape[1:]), scale, axis=0)
+        return self.reshaped(y, self.file_shape(node.output))
 
 
-def gates(node: Node, scale: float):
-    """Real (weight of x, weight of h, bias) of the gates i, f, g and o."""
+def gate_weights(node: Node, scale: float) -> np.ndarray:
+    """Real weights (4 * hidden, feature + 1 + hidden) of x, of 1 and of h, rows in the order i, f, o, g."""
     p, hidden = node.params, node.params["weight_h"].shape[1]
-    unit = np.repeat([1.0, 1.0, 2.0, 1.0], hidden) * 64
+    unit = np.repeat([1.0, 1.0, 2.0, 1.0], hidden) * STEPS      # pre-activation steps per unit; g counts 2z
     weight_x = p["weight_x"] * (p["mul_x"] * 2.0 ** -32 / unit / scale)[:, None]
-    weight_h = p["weight_h"] * (p["mul_h"] * 2.0 ** -32 / unit * 128)[:, None]
-    return list(zip(*(np.split(a, 4) for a in (weight_x, weight_h, p["bias"] * 2.0 ** -16 / unit)), strict=True))
-
-
-def ending(parts, scale: float, features: int):
-    """(features that close every gate, steps after which no state of before is left)."""
-    closing, recurrent = 1, 0.0
-    for i, (weight_x, weight_h, bias) in enumerate(parts):
-        if i != 2:
-            closing = max(closing, math.ceil((STEEP + max(bias.max(), 0)) / (_most(weight_x) * BYTE * scale)))
-            recurrent = max(recurrent, np.abs(weight_h).sum(1).max())
-    h, cell, steps = 1.0, 16.0, 0
-    while h >= 1 / 256 or cell >= 2.0 ** -12:
-        gate = 1 / (1 + math.exp(STEEP - recurrent * h))
-        cell, steps = gate * cell + gate, steps + 1
-        h = gate * math.tanh(cell)
-        if steps > 8:
-            break
-    return closing, steps
-
-
-def _most(weight) -> float:
-    return max(float(np.abs(weight).max()), 1e-6)
+    weight_h = p["weight_h"] * (p["mul_h"] * 2.0 ** -32 / unit * H_ONE)[:, None]
+    rows = np.concatenate([weight_x, (p["bias"] * 2.0 ** -16 / unit)[:, None], weight_h], 1)
+    i, f, g, o = np.split(rows, 4)
+    return np.concatenate([i, f, o, g])
