@@ -23,6 +23,7 @@ from compress.reference_attention import EXP_STEP, reach
 from targets.tflite_file import TfliteFile
 
 FAR = 10.0              # nats below a row's largest score that count as nothing; where the int16 softmax ends as well
+REST = 5.5              # nats below it of all keys together that count as nothing, where that is less far
 HEADROOM = 1.5          # scores may be so much larger than those that were seen when the graph was made
 COARSE = 0.5            # nats of a step of a row's largest score, at least
 FINE = 0.06             # nats of a step of int8 scores that need no second product
@@ -191,21 +192,20 @@ class Attention(TfliteFile):
 
     def softmax(self, m: Map) -> int:
         """int8 probabilities of int8 scores."""
-        below = 0.0 if m.plain else FAR
-        span = (255 * FINE - below) / 2
-        if 2 * m.span <= span:
-            low, high = -span - below, span
-            score = self.product(m.query, m.key, *_grid(-span - m.most, span + m.most, m.beta))
-        else:
+        far = min(FAR, REST + math.log(m.tiles.seen.shape[2]))
+        below = 0.0 if m.plain else far
+        query, key, span = m.query, m.key, (255 * FINE - below) / 2
+        low, high = -span - below, span
+        if 2 * m.span > span:
             query, key, coarse = self.shifted(m)
-            low, high = -FAR - m.most, m.most + coarse / 2
-            score = self.product(query, key, *_grid(low - m.most, high + m.most, m.beta))
-        if not m.plain:
-            hidden = high - low + m.most
-            scale, zero = _grid(-hidden, m.most, m.beta)
-            codes = np.clip(np.rint(m.added(hidden) / (m.beta * scale)) + zero, -128, BYTE).astype(np.int8)
-            score = self.op("ADD", [score, self.constant(codes, scale, zero)], self.extent(score),
-                            *_grid(low, high, m.beta))
+            low, high = -far - m.most, m.most + coarse / 2
+        scale, zero = _grid(low, high, m.beta)
+        score = self.product(query, key, scale, zero)
+        if not m.plain:     # whole steps of the same grid: the sum is rounded no more
+            above = math.ceil(m.most / (m.beta * scale))
+            steps = np.rint(m.added(high - low) / (m.beta * scale)).clip(above - 255, above)
+            codes = (steps + BYTE - above).astype(np.int8)
+            score = self.like(score, "ADD", [score, self.constant(codes, scale, BYTE - above)])
         return self.op("SOFTMAX", [score], self.extent(score), 1 / 256, -128, beta=m.beta)
 
     def shifted(self, m: Map) -> tuple[int, int, float]:
