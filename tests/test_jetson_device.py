@@ -22,8 +22,8 @@ QUICK = ("--seconds", "0.15", "--warm-up", "0.05", "--idle-seconds", "0.15")
 
 
 def command(jetson: Jetson, *options: str, python: str = sys.executable, **environment: str):
-    """Run the file in its folder."""
-    return subprocess.run([python, "jetson_device.py", *options], cwd=jetson.folder, capture_output=True, text=True,
+    """Run the file in its folder, by a Python without site packages: a Jetson's own has none of ours."""
+    """Run the file in its folder; without site packages, since a Jetson's Python has none of ours."""
                           env=jetson.environment | environment)
 
 
@@ -32,7 +32,8 @@ def of(tmp_path_factory):
     """kind -> (board, its result, what was said), measured once."""
     @functools.cache
     def measured(kind: str):
-        jetson = Jetson(tmp_path_factory.mktemp(kind), kind)
+        jetson = Jetson(tmp_path_factory.mktemp(kind), kind, windows=3)
+        jetson.tool("sudo", f"touch {jetson.base}/sudo")
         done = command(jetson, *QUICK, "--cpu-python", "false")
         assert done.returncode == 0, done.stderr
         return jetson, json.loads(done.stdout), done.stderr
@@ -95,6 +96,11 @@ def test_a_result_says_on_what_it_was_measured(of, kind):
     assert result["identity"] == jetson.job["identity"] and result["sha256"] == jetson.job["sha256"]
     zones = environment["after"]["temperatures"]
     assert zones == ({"AO-therm": 41.0} if kind == "nano" else {"cpu-thermal": 48.25})
+
+
+@every
+def test_nothing_is_done_as_root_unasked(of, kind):
+    assert not (of(kind)[0].base / "sudo").exists()
 
 
 @every

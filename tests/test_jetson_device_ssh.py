@@ -10,7 +10,7 @@ from targets import jetson_ssh
 from tests.jetson_fakes.boards import HERE, Jetson, cudart, golden, script
 from train.say import MissingError, UserError
 
-PLACE = "leadedge/" + "ab" * 8
+PLACE = "leadedge-engines/" + "ab" * 8
 
 
 @pytest.fixture
@@ -21,8 +21,6 @@ def jetson(tmp_path, monkeypatch):
     jetson.home.mkdir()
     for name in ("ssh", "scp"):
         script(jetson.tools / name, HERE / "ssh.py")
-        text = (jetson.tools / name).read_text()
-        (jetson.tools / name).write_text(text.replace(' "$@"', f' {name} "$@"'))
     for name, value in jetson.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("STANDIN_HOME", str(jetson.home))
@@ -42,7 +40,8 @@ def calls(jetson, name: str) -> list[list[str]]:
             if words[0] == name and "-Oexit" not in words]
 
 
-def test_a_measurement_comes_back_and_is_kept(jetson, capsys):
+def test_a_measurement_comes_back_and_is_kept(jetson, capsys, monkeypatch):
+    monkeypatch.setenv("STANDIN_SSH", "banner")         # a login shell may greet
     result = jetson_ssh.measure("me@orin", jetson.folder, 0.1)
     assert result["won"]["form"] == "int8" and result["environment"]["tensorrt"] == "10.3.0"
     assert json.loads((jetson.folder / "result.json").read_text()) == result
@@ -51,21 +50,15 @@ def test_a_measurement_comes_back_and_is_kept(jetson, capsys):
     assert {path.name for path in there.iterdir()} == {*jetson.job["sha256"], "job.json", "jetson_device.py", "engines"}
 
 
-def test_a_login_shell_may_greet(jetson, monkeypatch):
-    monkeypatch.setenv("STANDIN_SSH", "banner")
-    assert jetson_ssh.measure("orin", jetson.folder, 0.1)["won"]["form"] == "int8"
-
-
-def test_engines_and_files_of_a_model_are_found_again(jetson):
-    jetson_ssh.measure("me@orin", jetson.folder, 0.1)
-    jetson.log.unlink()
-    (jetson.folder / "golden.age.bin").touch()
-    again = jetson_ssh.measure("me@orin", jetson.folder, 0.1)
-    assert {entry["reason"] for entry in again["engines"].values()} == {None}
-    assert not calls(jetson, "scp")
-    # a file that was cut off over there is copied again, alone
-    (jetson.home / PLACE / "model.fp16.onnx").write_bytes(b"m")
-    jetson_ssh.measure("me@orin", jetson.folder, 0.1)
+def test_only_what_the_device_lacks_is_copied(jetson):
+    with jetson_ssh.Connection("me@orin") as line:
+        line.send(jetson.folder)
+        jetson.log.unlink()
+        (jetson.folder / "golden.age.bin").touch()
+        line.send(jetson.folder)
+        assert not calls(jetson, "scp")
+        (jetson.home / PLACE / "model.fp16.onnx").write_bytes(b"m")     # cut off over there
+        line.send(jetson.folder)
     assert calls(jetson, "scp") == [["./model.fp16.onnx", f"me@orin:{PLACE}/"]]
 
 
@@ -85,8 +78,9 @@ def test_ssh_is_never_let_to_ask_and_one_connection_serves_all(jetson):
     ("late", "does not answer", "ping orin"), ("denied", "without a password", "ssh-copy-id me@orin"),
     ("new", "not known yet", "ssh me@orin once"), ("changed", "another machine", "ssh-keygen -R orin"),
     ("lost", "lost while it measured: client_loop", "repeat"), ("lost-copy", "lost while files were copied", "repeat"),
-    ("full", "disk is full", "rm -r leadedge"), ("full-sftp", "could not be copied", "df -h"),
-    ("small", "90 MB free", "rm -r leadedge"), ("no-python", "has no /usr/bin/python3", "apt-get install python3"),
+    ("full", "disk is full", "rm -r leadedge-engines"), ("full-sftp", "could not be copied", "df -h"),
+    ("small", "90 MB free", "rm -r leadedge-engines"),
+    ("no-python", "has no /usr/bin/python3", "apt-get install python3"),
     ("garbled", "Welcome to the laboratory", "login shell")])
 def test_each_failure_of_a_connection_is_one_sentence_and_the_next_command(jetson, how, what, fix, monkeypatch):
     monkeypatch.setenv("STANDIN_SSH", how)

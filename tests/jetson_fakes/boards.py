@@ -72,7 +72,7 @@ def tree(root: Path, files: dict) -> Path:
 def script(path: Path, source: Path) -> Path:
     """An executable that runs one of our stand-ins with this Python, without its site packages: quick to start."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{source}" "$@"\n')
+    path.write_text(f"#!{sys.executable} -SE\n{source.read_text()}")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -128,7 +128,7 @@ def golden(jetson: Jetson):
 class Jetson:
     """A board that is not there: a tree, tools on PATH, the stand-in's settings, and a job."""
 
-    def __init__(self, base: Path, kind: str = "orin", windows: int = 4, **settings):
+    def __init__(self, base: Path, kind: str = "orin", windows: int = 1, **settings):
         files, version = KINDS[kind]
         self.root, self.folder, self.base = tree(base / "root", files), base / "job", base
         self.tools, self.settings = base / "bin", base / "standin.json"

@@ -36,7 +36,7 @@ def ssh(words: list[str], how: str, home: str) -> None:
     if how == "no-python":
         command = command.replace("/usr/bin/python3", "/usr/bin/python-that-is-not-there")
     else:
-        command = command.replace("/usr/bin/python3", sys.executable)
+        command = command.replace("/usr/bin/python3", sys.executable + " -S")
     if how == "small" and "df -Pk" in command:
         command = command.replace("df -Pk .", "printf 'Filesystem 1024-blocks Used Available Capacity Mounted on\\n"
                                               "/dev/nvme0n1p1 60000000 59900000 90000 100%% /\\n'")
@@ -49,9 +49,9 @@ def ssh(words: list[str], how: str, home: str) -> None:
 
 def scp(words: list[str], how: str, home: str) -> None:
     if how == "full":
-        fail('scp: write remote "leadedge/x/model.int8.onnx": No space left on device', 1)
+        fail('scp: write remote "leadedge-engines/x/model.int8.onnx": No space left on device', 1)
     if how == "full-sftp":
-        fail('scp: write remote "leadedge/x/model.int8.onnx": Failure', 1)
+        fail('scp: write remote "leadedge-engines/x/model.int8.onnx": Failure', 1)
     if how == "lost-copy":
         fail(LOST + "\nscp: Connection closed", 255)
     *files, target = words
@@ -60,15 +60,15 @@ def scp(words: list[str], how: str, home: str) -> None:
 
 
 def main() -> None:
-    name, how, home = sys.argv[1], os.environ.get("STANDIN_SSH", ""), os.environ["STANDIN_HOME"]
+    name, how, home = os.path.basename(sys.argv[0]), os.environ.get("STANDIN_SSH", ""), os.environ["STANDIN_HOME"]
     with open(os.environ["STANDIN_LOG"], "a") as log:
-        log.write(json.dumps(sys.argv[1:]) + "\n")
-    options = [word for word in sys.argv[2:] if word.startswith("-")]
+        log.write(json.dumps([name, *sys.argv[1:]]) + "\n")
+    options = [word for word in sys.argv[1:] if word.startswith("-")]
     if "-Oexit" in options:
         return
     if how in SAYS:
         fail(SAYS[how], 255)
-    words = [word for word in sys.argv[2:] if not word.startswith("-")]
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
     (ssh if name == "ssh" else scp)(words, how, home)
 
 
