@@ -22,6 +22,8 @@ LENGTH = 1 / 128            # grid of what int8 L2_NORMALIZATION writes
 GATE = 2.0 ** -15           # of what int16 LOGISTIC and TANH write
 DRIVE = 2.0 ** -12          # of pre-activations, +-8
 CELL = 2.0 ** -11           # of the cell, +-16
+COPIES = 2              # of a vector whose mean is taken away, each rounded at another place
+WIDER = 1.25             # grid of what is left without the mean: an outlier is farther from the mean than from 0
 FLOOR = 16                  # further channels that the floor of a norm may take
 VALID = 1                   # padding
 
@@ -47,25 +49,29 @@ class Modules(TfliteFile):
 
     def unit_vectors(self, x: int, node: Node, floor: float, gain, bias) -> int:
         """x (1, 1, row * group, count) -> (1, 1, row, channel). The floor is in channels that hold a constant."""
-        count, groups = self.extent(x)[3], node.attrs["groups"]
-        least = math.sqrt(count * floor) / self.grid(x)
+        (rows, count), groups, rms = self.extent(x)[2:], node.attrs["groups"], node.attrs["rms"]
+        least = math.sqrt(count * floor) / self.grid(x) / (1 if rms else WIDER)
         more = math.ceil((least / BYTE) ** 2) if least >= 0.5 else 0
         if more > FLOOR:
             raise GraphError(f"{node.name}: a norm whose eps is {floor:.3g} beside a grid of {self.grid(x):.3g}",
                              "an eps below the square of the largest value", "another target")
-        if more or not node.attrs["rms"]:
-            weight = np.eye(count) if node.attrs["rms"] else np.eye(count) * count - 1
-            weight = np.concatenate([weight, np.zeros((more, count))])
-            grid = np.full(len(weight), 1 if node.attrs["rms"] else 1 / count)
+        copies = 1 if rms else COPIES
+        if more or not rms:
+            weight = np.concatenate([np.eye(count) if rms else np.eye(count) * count - 1, np.zeros((more, count))])
             offset = np.where(np.arange(len(weight)) < count, 0, math.sqrt(count * floor / max(more, 1)))
-            x = self.times(x, weight, grid, offset, self.grid(x))
-        x = self.op("L2_NORMALIZATION", [x], self.extent(x), LENGTH)
-        rows, width = self.extent(x)[2:]
-        x = self.reshaped(x, (1, 1, rows // groups, groups * width))
-        gain, at = gain * math.sqrt(count), np.arange(groups * count)
+            scale = self.grid(x) * (1 if rms else WIDER)
+            offset = offset + (np.arange(copies)[:, None] / copies - 0.5 + 0.5 / copies) * scale
+            grid = np.full(offset.size, 1 if rms else 1 / count)
+            x = self.times(x, np.tile(weight, (copies, 1)), grid, offset.ravel(), scale)
+        width = count + more
+        x = self.op("L2_NORMALIZATION", [self.reshaped(x, (1, 1, rows * copies, width))], (1, 1, rows * copies, width),
+                    LENGTH)
+        x = self.reshaped(x, (1, 1, rows // groups, groups * copies * width))
+        gain, at = gain * math.sqrt(count) / copies, np.arange(groups * count)
         grid = np.maximum(np.abs(gain), 1e-9) / BYTE
-        weight = np.zeros((groups * count, groups * width))
-        weight[at, at // count * width + at % count] = np.rint(gain / grid)
+        weight = np.zeros((groups * count, groups * copies * width))
+        for copy in range(copies):
+            weight[at, (at // count * copies + copy) * width + at % count] = np.rint(gain / grid)
         return self.times(x, weight, grid, bias, self.scale(node.output))
 
     def times(self, x: int, codes: np.ndarray, grid: np.ndarray, offset: np.ndarray, scale: float) -> int:
