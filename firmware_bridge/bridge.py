@@ -42,7 +42,7 @@ class Bridge:
                  classifier: Classifier | None = None, shadow: Classifier | None = None, allow: float = REFUSE):
         self.session, self.decoder, self.wiring, self.watch = session, decoder, wiring, watch
         self.classifier, self.shadow, self.sinks, self.allow = classifier, shadow, list(sinks), allow
-        self.timeline = Timeline(decoder.profile, session.fs)
+        self.timeline = Timeline(decoder.profile, session.fs, tuple(s.place for s in wiring.sources.values()))
         m = session.manifest
         window = round(m.window * session.fs / m.fs) if m else round(10 * session.fs)
         self.conditioner = Conditioner(session.fs, window)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from train.say import choose
 
 # protocol -> module; each has PROFILES: name -> Profile, Decoder, Talk and Server (see wire.py)
-PROTOCOLS = {name: f"firmware_bridge.protocols.{name}"
-             for name in ("edgelink", "cyton", "openview", "shimmer3", "bitalino", "lines")}
+PROTOCOLS = {name: f"firmware_bridge.protocols.{name}" for name in ("cyton",)}
 
 
 @dataclass(frozen=True)

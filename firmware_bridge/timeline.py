@@ -43,10 +43,12 @@ class Tally:
 
 
 class Timeline:
-    """Blocks -> runs and gaps, in order. fs: moments a second of the index."""
+    """Blocks -> runs and gaps, in order. fs: moments a second of the index; watched: places of the channels whose
+    implausible values cost the moment, by default all."""
 
-    def __init__(self, profile: Profile, fs: float):
+    def __init__(self, profile: Profile, fs: float, watched: tuple[int, ...] | None = None):
         self.profile, self.fs = profile, fs
+        self.watched = slice(None) if watched is None else list(watched)
         self.clock, self.tally = Clock(fs), Tally()
         self.next = 0                       # index of the next moment
         self._counter = None                # its counter; None when the next block decides
@@ -77,9 +79,10 @@ class Timeline:
 
     def _plausible(self, block: Block) -> list[Block]:
         """Cut where the counter leaps, without the moments that their check or their neighbours prove wrong."""
-        if block.suspect is not None and block.suspect.any():
-            self.tally.refused += int(block.suspect.sum())
-            block = _taken(block, ~block.suspect)
+        wrong = None if block.suspect is None else block.suspect[:, self.watched].any(1)
+        if wrong is not None and wrong.any():
+            self.tally.refused += int(wrong.sum())
+            block = _taken(block, ~wrong)
         if block.counter is None or not len(block.counts):
             return [block] if len(block.counts) else []
         modulus = self.profile.counter
@@ -166,6 +169,6 @@ def _taken(block: Block, which) -> Block:
 
 def _joined(a: Block, b: Block) -> Block:
     counter = None if b.counter is None else np.concatenate([a.counter, b.counter])
-    suspect = None if b.suspect is None else np.concatenate([np.zeros(len(a.counts), bool), b.suspect])
+    suspect = None if b.suspect is None else np.concatenate([np.zeros(a.counts.shape, bool), b.suspect])
     return Block(np.concatenate([a.counts, b.counts]), counter, np.concatenate([a.lead_off, b.lead_off]), b.arrived,
                  suspect)

@@ -23,8 +23,8 @@ class Block:
 
     counts: int32 (moment, channel). counter: int64 (moment,), the device's own numbers as they came, None without.
     lead_off: uint32 (moment,), bit c for channel c. arrived: host seconds (monotonic) of the portion they ended in.
-    suspect: bool (moment,), frames that passed a weak check but are implausible (a jump, a counter that leaps); None
-    when the check is strong.
+    suspect: bool (moment, channel), values that passed a weak check but are implausible (a leap there and back); only
+    channels that become leads are judged by it, an open input may leap as it likes. None when the check is strong.
     """
 
     counts: np.ndarray

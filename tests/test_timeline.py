@@ -90,7 +90,7 @@ def test_a_damaged_counter_costs_its_moment_and_nothing_else(profile, place):
 
 
 def test_suspect_moments_are_missing_not_guessed():
-    suspect = np.zeros(10, bool)
+    suspect = np.zeros((10, 1), bool)
     suspect[3:5] = True
     items, line = fed(SHORT, [block(SHORT, np.arange(10)), block(SHORT, np.arange(10, 20), suspect=suspect),
                               block(SHORT, np.arange(20, 30))])
