@@ -16,8 +16,9 @@ Result, schema 1. Times in ms, power in W, energy in mJ, frequencies in Hz, temp
                  clocks {gpu, emc, cpu, locked}, temperatures, throttle_events (counters of over-current)
   warnings       sentences; "clocks not locked: p99 not comparable" is one
   measured       form -> {p50_ms, p90_ms, p99_ms, p99_interval_ms [low, high] (95 %, bootstrap), p999_ms (from 100,000
-                 samples), samples} of the device latency (copy in, compute, copy out), {compute, enqueue} likewise,
-                 rate_hz, warnings, argv, dropped (options that this trtexec does not know); or {failed: sentence}
+                 samples), samples} of the device latency (copy in, compute, copy out); compute likewise; enqueue
+                 {p50_ms, mean_ms, p99_ms} as trtexec sums it up; resolution_ms (it counts in float32 since its start);
+                 rate_hz; warnings; argv; dropped (options that this trtexec does not know); or {failed: sentence}
   engines        form -> {file, sha256, model, model_sha256, argv, dropped, seconds, reason (why it was built) or null}
   parity         form -> {windows, labels, p99, worst (LSB of a logit), holds, by (worker or trtexec)}
   layers_int8    {ran, of, hidden, others}: convolutions and matrix products that really ran int8 in the int8 engine, of
@@ -394,9 +395,11 @@ def read_job(folder):
 def engine(form, folder, job, facts, trt, free_mb):
     """The engine of a form, from the cache or built: the entry of `engines` in the result."""
     files = job["forms"].get(form, {})
-    model = files.get("strongly_typed", files.get("default")) if trt.version >= (11, 0, 0) else files.get("default")
+    model = files.get("default")
+    if trt.version >= (11, 0, 0):       # here the file alone says what runs in float16
+        model = files.get("strongly_typed", None if form == "fp16" else model)
     if model is None:
-        raise Stop("job.json has no file for " + form, DEPLOY, 1)
+        raise Stop(f"job.json has no {form} file for TensorRT {dotted(trt.version)}", DEPLOY + " --jetpack VERSION", 1)
     key = {"model": job["sha256"].get(model) or digest(os.path.join(folder, model)), "tensorrt": dotted(trt.version),
            "device": f"{facts['soc']} {facts['device']}", "power mode": facts["power_mode"],
            "flags": " ".join(trt.build_flags(form))}
@@ -678,7 +681,7 @@ def timed(file, seconds, warm_up, trt, meter):
               if "[W]" in text and re.search("may be bound|unstable|graph capture", text)]
     entry = dict(statistics_of([t["latencyMs"] for t in traces]),
                  compute=statistics_of([t["computeMs"] for t in traces]),
-                 enqueue=statistics_of([t["endEnqMs"] - t["startEnqMs"] for t in traces]),
+                 enqueue=enqueue_of(lines), resolution_ms=2.0 ** (math.frexp(traces[-1]["endComputeMs"])[1] - 24),
                  rate_hz=(len(traces) - 1) / span if span > 0 else None, warnings=warned, argv=[trt.path, *used],
                  dropped=dropped)
     start = [at for at, text in lines if "Starting inference" in text]
@@ -687,6 +690,14 @@ def timed(file, seconds, warm_up, trt, meter):
     if meter and start and end:
         load = meter.between(start[0] + warm_up, end[0]), max(end[0] - start[0] - warm_up, 0.0)
     return entry, load
+
+
+def enqueue_of(lines):
+    """From trtexec's summary: the stamps that it exports have too few digits for this difference."""
+    text = "".join(line for _, line in lines if "Enqueue Time:" in line)
+    found = {name: re.search(pattern + r" = ([\d.e+-]+) ms", text) for name, pattern in (
+        ("p50_ms", "median"), ("mean_ms", "mean"), ("p99_ms", r"percentile\(99%\)"))}
+    return {name: float(match.group(1)) for name, match in found.items() if match} or None
 
 
 def energy_of(load, idle, rate, period):
@@ -706,7 +717,8 @@ def cpu_row(folder, seconds):
     import onnxruntime
     job = read_job(folder)
     rows = []
-    for form, file in (("int8", job["forms"]["int8"]["default"]), ("float", job["forms"]["fp32"]["default"])):
+    files = {name: job["forms"].get(form, {}).get("default") for name, form in (("int8", "int8"), ("float", "fp32"))}
+    for form, file in sorted((form, file) for form, file in files.items() if file):
         for threads in sorted({1, os.cpu_count() or 1}):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
@@ -960,13 +972,19 @@ def winner(measured, checks):
             "fp16_p50_ms": p50.get("fp16")}
 
 
-def wanted(facts, result):
-    """Forms that this GPU has; the others are entered as failed."""
-    if facts["sm"] not in NO_INT8:
-        return list(FORMS)
-    result["measured"]["int8"] = {"failed": f"the GPU of this board (sm {facts['sm']}) has no int8"}
-    say(result["measured"]["int8"]["failed"] + ": fp16 and fp32 only")
-    return [form for form in FORMS if form != "int8"]
+def wanted(facts, job, result):
+    """Forms that this GPU has and the job too; the others are entered as failed."""
+    for form in FORMS:
+        if form == "int8" and facts["sm"] in NO_INT8:
+            result["measured"][form] = {"failed": f"the GPU of this board (sm {facts['sm']}) has no int8"}
+        elif not job["forms"].get(form):
+            result["measured"][form] = {"failed": f"no {form} file: it was made for JetPack {job.get('jetpack')}"}
+        if form in result["measured"]:
+            say(f"{form}: {result['measured'][form]['failed']}")
+    left = [form for form in FORMS if form not in result["measured"]]
+    if not left:
+        raise Stop("job.json names no file that this board can run", DEPLOY, 1)
+    return left
 
 
 def measure(args, board, stack):
@@ -983,7 +1001,7 @@ def measure(args, board, stack):
     if before["clocks"]["locked"] is not True:
         result["warnings"].append("clocks not locked: p99 not comparable; sudo jetson_clocks, or --lock-clocks")
     rails, idle, why_not = idle_power(board, args.idle_seconds)
-    forms, stops, loads = wanted(facts, result), [], {}
+    forms, stops, loads = wanted(facts, job, result), [], {}
     for form in forms:
         try:
             made, result["parity"][form], result["measured"][form], loads[form] = one_form(
@@ -1030,15 +1048,16 @@ def build_all(args, board):
     job, facts = read_job(args.folder), board.facts()
     trt = Trtexec(board, args.trtexec, args.timeout)
     result = {"schema": 1, "name": job["name"], "identity": job["identity"], "measured": {}, "engines": {}}
-    for form in wanted(facts, result):
+    stops = []
+    for form in wanted(facts, job, result):
         try:
             result["engines"][form] = engine(form, args.folder, job, facts, trt, args.free_mb)
         except Stop as stop:
-            failed = stop
+            stops.append(stop)
             result["measured"][form] = {"failed": stop.what}
             say(f"{form}: {stop.what}")
     if not result["engines"]:
-        raise failed
+        raise stops[0]
     return result
 
 

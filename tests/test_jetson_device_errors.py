@@ -73,6 +73,15 @@ def test_a_build_that_was_killed_leaves_no_engine_behind(jetson):
     assert set(build(jetson).values()) == {"there is none yet"}
 
 
+def test_a_job_for_an_old_jetpack_has_no_int8_and_no_float16_body(jetson):
+    edit(jetson, jetpack="4.6", forms={form: {"default": "model.float.onnx"} for form in ("fp16", "fp32")})
+    assert set(build(jetson)) == {"fp16", "fp32"}
+    jetson.set(version=110000)
+    done = command(jetson, "--build")
+    assert set(json.loads(done.stdout)["engines"]) == {"fp32"}      # or float32 would be called fp16
+    assert "JetPack 4.6" in done.stderr and "no fp16 file for TensorRT 11.0.0" in done.stderr
+
+
 def test_a_failed_build_leaves_the_old_engine(jetson):
     build(jetson)
     jetson.tool("nvpmodel", "echo NV Power Mode: 15W")

@@ -67,6 +67,9 @@ def work(options):
         times(engine["form"], options)
     print(f"[11/20/2026-10:00:02] [I] Warmup completed 12 queries over {options.get('warmUp', 200)} ms", flush=True)
     print("[11/20/2026-10:00:02] [I] === Performance summary ===")
+    print("[11/20/2026-10:00:02] [I] Enqueue Time: min = 0.0114746 ms, max = 0.0491943 ms, mean = 0.0136421 ms, "
+          "median = 0.0130615 ms, " + ("" if VERSION < 10000 else "percentile(90%) = 0.0142822 ms, "
+                                       "percentile(95%) = 0.0157471 ms, ") + "percentile(99%) = 0.0249023 ms")
     print("[11/20/2026-10:00:02] [W] * Throughput may be bound by Enqueue Time rather than GPU Compute and the GPU may "
           "be under-utilized.")
     if "exportOutput" in options:
