@@ -3,7 +3,7 @@
 
 A device's counter wraps (Cyton: after 256 moments), so a hole is ambiguous by whole turns; the arrival time decides
 between them. A counter that leaps and at once leaps back was damaged on the line: its moment is refused, the count goes
-on. Without a counter, moments follow each other, and only silence tells of a hole.
+on. Without a counter the decoder tells of damaged frames, and silence of the rest.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ class Timeline:
             block = _taken(block, ~wrong)
         if block.counter is None or not len(block.counts):
             return [block] if len(block.counts) else []
+        if self.profile.counter is None:            # the decoder's numbers are not damaged on the way
+            edges = np.flatnonzero(np.diff(block.counter) != 1) + 1
+            return [_taken(block, part) for part in np.split(np.arange(len(block.counts)), edges)]
         modulus = self.profile.counter
         counter = block.counter.astype(np.int64)
         step = self._step()
@@ -137,15 +140,17 @@ class Timeline:
         self.tally.taken += len(part.counts)
         self.next += len(part.counts)
         if part.counter is not None:
-            self._counter = int(part.counter[-1] + self._step()) % self.profile.counter
+            after = int(part.counter[-1]) + self._step()
+            self._counter = after if self.profile.counter is None else after % self.profile.counter
         return out
 
     def _hole(self, part: Block, silent: float) -> int:
         """Moments missing in front of a part after a silence of so many; negative when it repeats some."""
         if self._since is None:
             return 0
-        if self._counter is None or part.counter is None:
-            return round(silent) if self._down or silent > SILENCE_S * self.fs else 0
+        if self._counter is None or part.counter is None or self.profile.counter is None:
+            known = int(part.counter[0]) - self._counter if self._counter is not None else 0
+            return round(silent) if self._down or silent - known > SILENCE_S * self.fs else known
         step, modulus = self._step(), self.profile.counter
         ahead = int(part.counter[0] - self._counter) % modulus
         turn = modulus / step

@@ -21,7 +21,8 @@ from firmware_bridge.profiles import Profile
 class Block:
     """Consecutive moments as one frame, or several frames in a row, brought them.
 
-    counts: int32 (moment, channel). counter: int64 (moment,), the device's own numbers as they came, None without.
+    counts: int32 (moment, channel). counter: int64 (moment,), the device's own numbers as they came; where it has none,
+    the decoder's: one more a moment, and more where bytes say that frames were damaged; None when nothing can be said.
     lead_off: uint32 (moment,), bit c for channel c. arrived: host seconds (monotonic) of the portion they ended in.
     suspect: bool (moment, channel), values that passed a weak check but are implausible (a leap there and back); only
     channels that become leads are judged by it, an open input may leap as it likes. None when the check is strong.
