@@ -34,8 +34,8 @@ def main(job, out, windows=None):
         built, key = Built(path, 0, None), f"{Path(run).name}/{file}"
         found[key] = module.run(built, inputs)
         live = module.runner(built, graph)
-        windows = [{name: x[i] for name, x in inputs.items()} for i in range(LIVE)]
-        found[f"{key}/live"] = np.stack([live(w).copy() for w in windows])
+        ones = [{name: x[i] for name, x in inputs.items()} for i in range(LIVE)]
+        found[f"{key}/live"] = np.stack([live(one).copy() for one in ones])
     assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
     np.savez(out, **found)
 
