@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from train.say import choose
 
 # protocol -> module; each has PROFILES: name -> Profile, Decoder, Talk and Server (see wire.py)
-PROTOCOLS = {name: f"firmware_bridge.protocols.{name}" for name in ("cyton", "openview")}
+PROTOCOLS = {name: f"firmware_bridge.protocols.{name}" for name in ("cyton", "openview", "lines")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Profile:
     seconds after opening in which silence means nothing. counter: modulus of the device's own number of a moment, None
     without one. ticks: the counter counts so many a second instead of moments, None when it counts moments. lead_off:
     where lead-off comes from, "frame" or "signal". check: what makes a frame certain ("crc32c", "crc16", "crc4",
-    "trailer", "text"). per_frame: moments in a usual frame.
+    "trailer", "text"). per_frame: moments in a usual frame. scale: counts are the numbers sent times this, where text
+    has fractions.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Profile:
     lead_off: str = "signal"
     check: str = "trailer"
     per_frame: int = 1
+    scale: int = 1
 
     @property
     def ecg(self) -> tuple[int, ...]:
