@@ -22,6 +22,11 @@ LEAST = 12              # queries of a block whose keys overlap with the next on
 class Attention(OnnxFile):
     """Written in terms of the views `view` and `stacks` and the forms' `scores`, `weighted`, `values` and `settled`."""
 
+    def __init__(self):
+        super().__init__()
+        self.turned: dict[tuple, str] = {}              # (ONNX value, shape of rows) -> what attention reads of it
+        self.parted: dict[tuple, list[str]] = {}        # (ONNX value, heads) -> its tensors, head by head
+
     def attention(self, node: Node):
         """softmax(q k') v for each head; with q2 and k2 (softmax(q k') - lambda softmax(q2 k2')) v, one product."""
         q, k, v, *pair = node.inputs
@@ -35,32 +40,49 @@ class Attention(OnnxFile):
             weight = self.op("Sub", [weight, self.op("Mul", [other, self.constant(np.float32(share))])])
         values = self.values(self.gathered(v, key, node.attrs["heads"]), self.scale(v))
         y = self.op("MatMul", [self.weighted(weight, share), values])
-        y = self.settled(y, self.scale(node.output))
+        y = self.settled(y, self.scale(node.output) / self.unit(v))
         self.store((node.output,), self.channels_first(y, node, query))
 
     def softmax(self, node: Node, which: str, pair, query: np.ndarray, key: np.ndarray, mask) -> str:
         """The attention weights of one map; `which` is the suffix of its multipliers."""
         heads = node.attrs["heads"]
-        parts = [self.gathered(pair[0], query, heads), self.turned_keys(pair[1], key, heads)]
-        score = self.scores(parts, _nats(node, which), [self.scale(t) for t in pair])
+        x, y = (self.gathered(t, at, heads) for t, at in zip(pair, (query, key), strict=True))
+        y = self.op("Transpose", [y], perm=[0, 1, 3, 2] if key.ndim == 2 else [0, 2, 1])
+        score = self.scores([x, y], _nats(node, which), [self.scale(t) / self.unit(t) for t in pair])
         if mask is not None:
             score = self.op("Add", [score, self.constant(mask)])
         return self.op("Softmax", [score], axis=-1)
 
-    def gathered(self, tensor: str, columns: np.ndarray, heads: int) -> str:
-        """Native (head, time, depth) of the columns wanted, (time,); with columns (block, time) a block in front."""
-        value, count, place = self.beside(tensor)
-        index = np.clip(columns, 0, self.shape(tensor)[2] - 1) * count + place
-        index = index[..., None, :] * heads + np.arange(heads)[:, None]
-        return self.op("Gather", [self.rows(value, tensor, count * heads), self.constant(index.astype(np.int32))])
+    def unit(self, tensor: str) -> float:
+        """The real value that 1 stands for in the rows that attention reads."""
+        return 1.0
 
-    def turned_keys(self, tensor: str, columns: np.ndarray, heads: int) -> str:
-        """Native (head, depth, time): gathered in whole columns, since they have to be transposed anyway."""
+    def attended(self, rows: str) -> str:
+        """Native rows as attention reads them."""
+        return rows
+
+    def gathered(self, tensor: str, columns: np.ndarray, heads: int) -> str:
+        """(head, time, depth) of the columns wanted, (time,); with columns (block, time) a block in front."""
         value, count, place = self.beside(tensor)
-        index = np.clip(columns, 0, self.shape(tensor)[2] - 1) * count + place
-        x = self.op("Gather", [self.rows(value, tensor, count), self.constant(index.astype(np.int32))])
-        x = self.op("Reshape", [x, self.ints(*columns.shape, heads, -1)])
-        return self.op("Transpose", [x], perm=[0, 2, 3, 1] if columns.ndim == 2 else [1, 2, 0])
+        time = self.shape(tensor)[2]
+        if columns.ndim == 1:
+            return self.by_head(value, tensor, count, heads)[place]
+        index = np.clip(columns, 0, time - 1) * count + place
+        index = index[..., None, :] * heads + np.arange(heads)[:, None]
+        rows = self.rows(value, tensor, (time * count * heads, -1))
+        return self.op("Gather", [rows, self.constant(index.astype(np.int32))])
+
+    def by_head(self, value: str, tensor: str, count: int, heads: int) -> list[str]:
+        """(head, time, depth) of each of the tensors that lie side by side in a value."""
+        time = self.shape(tensor)[2]
+        if (value, heads) not in self.parted:
+            if time == 1:
+                x = self.rows(value, tensor, (count * heads, 1, -1))
+            else:
+                x = self.op("Transpose", [self.rows(value, tensor, (time, count * heads, -1))], perm=[1, 0, 2])
+            parts = [x] if count == 1 else self.op("Split", [x, self.ints(*[heads] * count)], count=count, axis=0)
+            self.parted[value, heads] = parts
+        return self.parted[value, heads]
 
     def beside(self, tensor: str) -> tuple[str, int, int]:
         """(native value, tensors of equal width whose channels lie side by side in it, the place of this one)."""
@@ -69,17 +91,21 @@ class Attention(OnnxFile):
                 return value, len(names), names.index(tensor)
         return self.view(tensor), 1, 0
 
-    def rows(self, value: str, tensor: str, count: int) -> str:
-        """(1, channel, lead, time) -> (time * count, rest): the channels and leads of a column in `count` rows."""
-        lead, time = self.shape(tensor)[1:]
-        if value not in self.turned:
-            # with one lead this order meets the one that ONNX Runtime gives its integer convolutions, and costs nothing
-            self.turned[value] = self.op("Transpose", [value], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
-        return self.op("Reshape", [self.turned[value], self.ints(time * count, -1)])
+    def rows(self, value: str, tensor: str, shape: tuple[int, ...]) -> str:
+        """(1, channel, lead, time) -> columns one after the other, channels and leads of each in rows of `shape`."""
+        if (value, shape) not in self.turned:
+            x, (lead, time) = value, self.shape(tensor)[1:]
+            if time > 1:
+                # with one lead this order meets the one that ONNX Runtime gives its integer convolutions: no cost
+                x = self.op("Transpose", [x], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
+            self.turned[value, shape] = self.attended(self.op("Reshape", [x, self.ints(*shape)]))
+        return self.turned[value, shape]
 
     def channels_first(self, value: str, node: Node, query: np.ndarray) -> str:
         """(head, time, depth) or (block, head, time, depth) -> (1, channel, lead, time)."""
         channel, lead, time = self.shape(node.output)
+        if time == 1:
+            return self.op("Reshape", [value, self.ints(1, channel, lead, time)])
         if query.ndim == 1:
             x = self.op("Transpose", [value], perm=[1, 0, 2])
         else:                       # one gather joins the blocks, turns heads and drops the columns beyond the end

@@ -27,7 +27,6 @@ class Lowering(Layers, Attention, Modules):
         self.real: dict[str, str] = {}                  # tensor -> ONNX value, float32
         self.native: dict[str, str] = {}                # the one of the two that this form moves about
         self.stacks: dict[tuple[str, ...], str] = {}    # tensors that one merged convolution wrote -> ONNX value
-        self.turned: dict[str, str] = {}                # ONNX value -> the same with time in front of the channels
 
     def build(self, trace: bool) -> bytes:
         """Lower every node that a merged convolution has not written already, then pack the file."""
