@@ -94,8 +94,9 @@ def run(argv, seconds, cwd=None):
     late = threading.Event()
 
     def end():
-        late.set()
-        os.killpg(child.pid, signal.SIGKILL)
+        if child.poll() is None:
+            late.set()
+            os.killpg(child.pid, signal.SIGKILL)
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
@@ -687,7 +688,7 @@ def timed(file, seconds, warm_up, trt, meter):
     start = [at for at, text in lines if "Starting inference" in text]
     end = [at for at, text in lines if "Warmup completed" in text]
     load = None
-    if meter and start and end:
+    if meter and start and end and not meter.error:
         load = meter.between(start[0] + warm_up, end[0]), max(end[0] - start[0] - warm_up, 0.0)
     return entry, load
 
@@ -877,12 +878,23 @@ class Live:
         self.cuda("cudaStreamSynchronize", self.stream)
 
 
-def serve(path, board):
+def current(form, folder):
+    """The engine file of a form; Stop when there is none of the model that job.json names."""
+    job, known = read_json(os.path.join(folder, "job.json")), read_json(os.path.join(folder, "engines", form + ".json"))
+    fix = f"python3 {sys.argv[0]} --build"
+    if job is None or known is None:
+        raise Stop(f"there is no {form} engine in {folder} yet", fix)
+    if job["sha256"].get(known["engine"]["model"]) != known["engine"]["model_sha256"]:
+        raise Stop(f"the {form} engine in {folder} is of another model", fix)
+    return os.path.join(folder, known["engine"]["file"])
+
+
+def serve(find, board):
     """Answer frames until the input ends. What TensorRT prints goes to stderr, the frames alone to stdout."""
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        live = Live(path, board)
+        live = Live(find(), board)
         about = {"tensorrt": live.trt.__version__,
                  "inputs": [{"name": one.name, "shape": one.shape} for one in live.inputs],
                  "outputs": [{"name": one.name, "shape": one.shape} for one in live.outputs]}
@@ -1020,6 +1032,9 @@ def measure(args, board, stack):
     result["won"] = winner(result["measured"], result["parity"])
     result["cpu"] = cpu(args.folder, args.cpu_python, min(args.seconds, 5))
     result.update(energy_entry(job, rails, idle, args.idle_seconds, loads, result["measured"], why_not))
+    short = min([entry["seconds"] for entry in (result["energy"] or {"forms": {}})["forms"].values()] or [30])
+    if short < 30:
+        result["warnings"].append(f"power under load was sampled for {short:.0f} s only, 30 are usual: --seconds 30")
     after = board.state()
     result["environment"] = dict(facts, before=before, after=after)
     if before["throttle_events"] != after["throttle_events"]:
@@ -1040,7 +1055,8 @@ def energy_entry(job, rails, idle, seconds, loads, measured, why_not):
         "hz": len(idle) / seconds, "forms": forms, "period_s": job.get("period_s"),
         "day": "idle all day and an inference every period_s" if job.get("period_s") else
                "not computed: job.json has no period_s",
-        "excludes": "the carrier board's other loads and the losses of the supply before this rail"}}
+        "excludes": "the carrier board's other loads and the losses of the supply before "
+                    + ("this rail" if len(rails) == 1 else "these rails; a sum, and one of them may feed another")}}
 
 
 def build_all(args, board):
@@ -1102,9 +1118,9 @@ def act(args, stack):
     if args.cpu_row:
         return cpu_row(args.folder, args.seconds)
     if args.serve in FORMS:
-        return serve(os.path.join(args.folder, "engines", args.serve + ".engine"), board)
+        return serve(lambda: current(args.serve, args.folder), board)
     if args.serve:
-        return serve(args.serve, board)
+        return serve(lambda: args.serve, board)
     board.check()
     alone(args.folder, stack)
     return build_all(args, board) if args.build else measure(args, board, stack)

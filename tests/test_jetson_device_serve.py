@@ -32,10 +32,7 @@ def jetson(tmp_path, library, monkeypatch):
     """A board whose Python has the module tensorrt, with engines."""
     jetson = Jetson(tmp_path, windows=2)
     jetson.environment |= {"LEADEDGE_CUDART": library, "PYTHONPATH": str(HERE / "python"), "STANDIN_API": "10"}
-    engines = jetson.folder / "engines"
-    engines.mkdir()
-    plan = json.dumps({"form": "int8", "tensors": json.loads(jetson.settings.read_text())["tensors"]})
-    (engines / "int8.engine").write_text(plan)
+    jetson.engine(jetson.folder)
     for name, value in jetson.environment.items():
         monkeypatch.setenv(name, value)
     return jetson
@@ -125,6 +122,9 @@ def test_an_input_that_ends_within_a_frame_ends_the_worker(jetson, cut):
 @pytest.mark.parametrize("break_it, code, words", [
     (lambda j: (j.folder / "engines/int8.engine").write_text("half"), 2, "damaged, or of another version or GPU"),
     (lambda j: (j.folder / "engines/int8.engine").unlink(), 1, "cannot be read"),
+    (lambda j: (j.folder / "engines/int8.json").unlink(), 2, "there is no int8 engine"),
+    (lambda j: (j.folder / "job.json").write_text(json.dumps(j.job | {"sha256": {"model.int8.onnx": "0" * 64}})), 2,
+     "of another model"),
     (lambda j: os.environ.__setitem__("STANDIN_CUDA", "cudaMalloc"), 2, "cudaMalloc failed: out of memory"),
     (lambda j: os.environ.__setitem__("LEADEDGE_CUDART", "/nowhere"), 2, "libcudart is not here"),
     (lambda j: os.environ.__setitem__("PYTHONPATH", ""), 2, "no module tensorrt")])

@@ -136,9 +136,7 @@ def test_live_inference_runs_over_ssh(jetson, monkeypatch):
     """The frames pass through two pipes; an engine is there once a measurement was."""
     place = jetson.home / PLACE
     shutil.copytree(jetson.folder, place)
-    (place / "engines").mkdir()
-    plan = {"tensors": json.loads(jetson.settings.read_text())["tensors"]}
-    (place / "engines/fp16.engine").write_text(json.dumps(plan))
+    jetson.engine(place, "fp16")
     monkeypatch.setenv("PYTHONPATH", str(HERE / "python"))
     monkeypatch.setenv("LEADEDGE_CUDART", cudart(jetson.base))
     command = jetson_ssh.worker_command(jetson.folder, "fp16", "me@orin")

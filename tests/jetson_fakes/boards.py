@@ -160,6 +160,15 @@ class Jetson:
         found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return [argv for argv in found if argv != ["--help"]]
 
+    def engine(self, folder: Path, form: str = "int8") -> Path:
+        """Put an engine into a folder as a build leaves it; returns its file."""
+        (folder / "engines").mkdir(exist_ok=True)
+        path, model = folder / f"engines/{form}.engine", self.job["forms"][form]["default"]
+        path.write_text(json.dumps({"form": form, "tensors": json.loads(self.settings.read_text())["tensors"]}))
+        about = {"file": f"engines/{path.name}", "model": model, "model_sha256": self.job["sha256"][model]}
+        (folder / f"engines/{form}.json").write_text(json.dumps({"key": {}, "engine": about}))
+        return path
+
     def forget(self) -> None:
         """Empty the log of calls."""
         (self.base / "calls").unlink(missing_ok=True)
