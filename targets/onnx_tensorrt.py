@@ -31,6 +31,7 @@ import numpy as np
 from compress.graph import Graph, Node
 from targets import jetpacks
 from targets.jetpacks import JetPack
+from targets.onnx_attention import HIDDEN
 from targets.onnx_file import OPSET
 from targets.onnx_lowering import Lowering
 from train.say import GraphError, choose, need
@@ -91,10 +92,12 @@ class _Body(Lowering):
     # ---- float16
 
     def constant(self, array) -> str:
-        """In a float16 body numbers that are too large, as what hides a key, become large ones."""
+        """What hides a key fits float16 in every form, since an engine may choose that for a float32 body too."""
         array = np.asarray(array)
-        if array.dtype == np.float32 and not self.wide:
-            array = np.clip(array, -HALF_LIMIT, HALF_LIMIT).astype(np.float16)
+        if array.dtype == np.float32:
+            array = np.where(array <= HIDDEN, np.float32(-HALF_LIMIT), array)
+            if not self.wide:
+                array = np.clip(array, -HALF_LIMIT, HALF_LIMIT).astype(np.float16)
         return super().constant(array)
 
     def cast(self, value: str, half: bool) -> str:

@@ -216,6 +216,14 @@ def test_a_form_without_codes_has_no_pairs(form):
     assert not {"QuantizeLinear", "DequantizeLinear"} & {n.op_type for n in model.graph.node}
 
 
+@pytest.mark.parametrize("form", onnx_tensorrt.FORMS)
+@pytest.mark.parametrize("name", ["band in blocks", "neighbourhood with bias", "block with a short end"])
+def test_every_constant_fits_float16(name, form):
+    """An engine may choose float16 for a float32 body too."""
+    for values in initializers(onnx.load_from_string(onnx_tensorrt.lower(graph_of(name)[0], form))).values():
+        assert values.dtype.kind != "f" or np.abs(values).max() < np.finfo(np.float16).max
+
+
 @pytest.mark.parametrize("jetpack, opset, forms", [
     (None, 17, onnx_tensorrt.FORMS), ("4.6", 13, ("float",)), ("4.6.4", 13, ("float",)),
     ("5.0", 17, ("int8", "float")), ("6.0", 17, ("int8", "float")), ("6.2.1", 17, onnx_tensorrt.FORMS),
