@@ -32,6 +32,7 @@ FEW = 8192              # products of scores up to which int16 costs little
 HIDDEN = 1e4            # nats subtracted from a hidden score of the float form
 LANES = 8               # products are fastest where what they sum over is a multiple of it
 BLOCK = 64              # scores that a block costs besides its own
+HALO = 400              # scores that all halos together cost
 BYTE, WORD = 127, 32767
 
 
@@ -278,15 +279,16 @@ def _grid(low: float, high: float, beta: float) -> tuple[float, int]:
 
 
 def tiled(node: Node, queries: int, keys: int) -> Tiles:
-    """The blocks of least cost; a single one where they save less than half of the scores."""
+    """The blocks of least cost; a single one where they save less than halos take."""
     window, size = node.attrs["window"], node.attrs["size"]
     if window == "global":
         return _tiles(node, queries, keys, queries)
     if window == "block":
         return _tiles(node, queries, keys, min(size, queries))
     cuts = [_tiles(node, queries, keys, block) for block in range(2, queries)]
-    cuts = [t for t in cuts if t.left + t.right <= t.block and 2 * t.seen.size < queries * keys]
-    return min(cuts, key=lambda t: t.seen.size + BLOCK * t.count, default=_tiles(node, queries, keys, queries))
+    costs = {t.seen.size + BLOCK * t.count + HALO: t for t in cuts if t.left + t.right <= t.block}
+    least = min(costs, default=queries * keys)
+    return costs[least] if least < queries * keys else _tiles(node, queries, keys, queries)
 
 
 def _tiles(node: Node, queries: int, keys: int, block: int) -> Tiles:
