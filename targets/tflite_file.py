@@ -35,7 +35,7 @@ OPERATORS = {
     "UNPACK": ("Unpack", 1, 2, 2), "DIV": ("Div", 1, 2, 2), "SQUARE": ("Square", 1, 1, 1), "EXPAND_DIMS":
     ("ExpandDims", 1, 1, 1),
 }
-# a broadcast of more than four axes, or an axis of a weight in groups, needs a newer one
+# version of a convolution whose weights see a part of the channels only
 GROUPED = {"CONV_2D": 6}
 
 

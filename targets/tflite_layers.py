@@ -69,7 +69,7 @@ class Layers(TfliteFile):
         if taps.left or right > 0:
             more = taps_to_same(time, shape[2], weight.shape[2], taps.stride, taps.left)
             if more is None:
-                x = self.padded(x, taps.left, max(right, 0))
+                x = self.padded(x, taps.left, max(right, 0), 0, taps.unit)
             else:
                 weight, padding = np.pad(weight, ((0, 0), (0, 0), (0, more))), SAME
         codes = weight.transpose(1, 2, 0)[None] if taps.depthwise else weight.transpose(0, 2, 1)[:, None]
@@ -80,14 +80,13 @@ class Layers(TfliteFile):
                        padding=padding, strideW=taps.stride, strideH=1,
                        fusedActivationFunction=RELU if taps.relu else NONE, **options)
 
-    def padded(self, x: int, left: int, right: int, code: int | None = None) -> int:
-        """Steps in front of and behind time: zeros, or a code."""
+    def padded(self, x: int, left: int, right: int, code: int, scale: float) -> int:
+        """Columns of one code in front of and behind time; side by side with it, because PAD is slow."""
         batch, lead, time, channel = self.extent(x)
-        shape, scale = (batch, lead, left + time + right, channel), self.grid(x)
-        steps = self.constant(np.array([[0, 0], [0, 0], [left, right], [0, 0]], np.int32))
-        if code is None:
-            return self.op("PAD", [x, steps], shape, scale)
-        return self.op("PADV2", [x, steps, code], shape, scale)
+        front, back = (self.entries(np.full((batch, lead, size, channel), code, np.int8), scale) if size else None
+                       for size in (left, right))
+        parts = [v for v in (front, x, back) if v is not None]
+        return self.op("CONCATENATION", parts, (batch, lead, left + time + right, channel), scale, axis=2)
 
     def dense(self, node: Node) -> None:
         """A convolution of one column: every runtime has one scale per channel there, not in FULLY_CONNECTED."""
@@ -166,7 +165,7 @@ class Layers(TfliteFile):
             if taps_to_same(time, shape[2], a["kernel"], a["stride"], left) == 0:
                 padding = SAME
             else:
-                x = self.padded(x, left, max(right, 0), self.entries(np.array(-128, np.int8), scale))
+                x = self.padded(x, left, max(right, 0), -128, scale)
         self.store(node.output, self.op("MAX_POOL_2D", [x], shape, scale, padding=padding, strideW=a["stride"],
                                         strideH=1, filterWidth=a["kernel"], filterHeight=1))
 
