@@ -24,6 +24,7 @@ from train.say import UserError, choose
 
 LABELS, P99, WORST = 0.995, 4, 12       # share of equal labels; difference of logits in LSB
 ENOUGH = 2000                           # windows that decide about LABELS
+BOARDS_OF = {"litert": "arm"}           # target -> the target whose boards it runs on as well
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,8 @@ def boards(target: str) -> dict[str, dict]:
         import tomllib
     except ImportError:                 # Python 3.10
         import tomli as tomllib
-    found = tomllib.loads((Path(__file__).parent / "boards.toml").read_text())
-    return {key: facts | {"key": key} for key, facts in found.items() if facts["target"] == target}
+    found, served = tomllib.loads((Path(__file__).parent / "boards.toml").read_text()), BOARDS_OF.get(target, target)
+    return {key: facts | {"key": key} for key, facts in found.items() if facts["target"] == served}
 
 
 def read_board(name: str, target: str) -> dict:

@@ -297,6 +297,10 @@ def test_small_differences_that_add_up_are_said_to():
         litert.require(Agreement(2000, 0.9, 5, 20), graph, make.inputs_of(graph, 2))
 
 
+def test_the_boards_of_arm_run_litert_as_well():
+    assert target.boards("litert") == target.boards("arm") and target.read_board("pi4", "litert")["machine"] == "aarch64"
+
+
 # ---- runtimes
 
 def test_an_older_runtime_is_used_where_it_is_what_is_installed(monkeypatch):
