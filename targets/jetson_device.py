@@ -886,7 +886,7 @@ def current(form, folder):
         raise Stop(f"there is no {form} engine in {folder} yet", fix)
     if job["sha256"].get(known["engine"]["model"]) != known["engine"]["model_sha256"]:
         raise Stop(f"the {form} engine in {folder} is of another model", fix)
-    return os.path.join(folder, known["engine"]["file"])
+    return os.path.join(folder, "engines", form + ".engine")
 
 
 def serve(find, board):
