@@ -95,7 +95,7 @@ def on_board(board: dict | None) -> bool:
 class Session:
     """An ONNX file, by path or as bytes, on the CPU provider; takes and gives int8 codes whatever its own types are.
 
-    threads: 0 means all cores.
+    It reads and writes arrays that are bound to it once. threads: 0 means all cores.
     """
 
     def __init__(self, file: Path | bytes, graph: Graph, threads: int = 1):
@@ -108,32 +108,68 @@ class Session:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(file if isinstance(file, bytes) else os.fspath(file), options,
                                                     providers=["CPUExecutionProvider"])
-        self.scales = {name: np.float32(tensor.scale) for name, tensor in graph.tensors.items()}
-        self.output = graph.output
         self.floats = "float" in self.session.get_inputs()[0].type
+        self.graph = graph
+        kind = np.float32 if self.floats else np.uint8
+        self.held = {name: np.zeros((1, *graph.tensors[name].shape), kind) for name in graph.inputs}
+        self.given = np.zeros((1, *graph.tensors[graph.output].shape), kind)
+        self.binding = self.session.io_binding()
+        self.bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x) for name, x in self.held.items()}
+        self.bound[graph.output] = onnxruntime.OrtValue.ortvalue_from_numpy(self.given)
+        for name in graph.inputs:
+            self.binding.bind_ortvalue_input(name, self.bound[name])
+        self.binding.bind_ortvalue_output(graph.output, self.bound[graph.output])
 
-    def feed(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """int8 codes as the file wants them."""
-        if self.floats:
-            return {name: x.astype(np.float32) * self.scales[name] for name, x in inputs.items()}
-        return {name: x.view(np.uint8) ^ np.uint8(128) for name, x in inputs.items()}
+    def scale(self, tensor: str) -> np.float32:
+        """Value of one code."""
+        return np.float32(self.graph.tensors[tensor].scale)
+
+    def feed(self, inputs: dict[str, np.ndarray]) -> None:
+        """One window's int8 codes, name -> (*shape), as the file wants them."""
+        for name, held in self.held.items():
+            if self.floats:
+                np.multiply(inputs[name], self.scale(name), out=held[0])
+            else:
+                np.bitwise_xor(inputs[name].view(np.uint8), np.uint8(128), out=held[0])
+
+    def invoke(self) -> None:
+        """Evaluate what was fed."""
+        self.session.run_with_iobinding(self.binding)
+
+    def evaluate(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """int8 logits (class,) of one window, name -> int8 (*shape)."""
+        self.feed(inputs)
+        self.invoke()
+        return self.codes(self.given[0], self.graph.output)
 
     def codes(self, values: np.ndarray, tensor: str) -> np.ndarray:
         """A value of the file as int8 codes of a tensor."""
         if values.dtype == np.uint8:
             return (values ^ np.uint8(128)).view(np.int8)
-        return np.clip(np.floor(values / self.scales[tensor] + 0.5), -128, 127).astype(np.int8)
+        return np.clip(np.floor(values / self.scale(tensor) + np.float32(0.5)), -128, 127).astype(np.int8)
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """int8 logits (window, class) of int8 inputs (window, *shape), one window after the other."""
-        feed = self.feed({name: np.ascontiguousarray(x) for name, x in inputs.items()})
-        windows = ({name: x[i:i + 1] for name, x in feed.items()} for i in range(len(next(iter(feed.values())))))
-        return self.codes(np.concatenate([self.session.run([self.output], w)[0] for w in windows]), self.output)
+        return np.stack([self.evaluate(window) for window in _windows(inputs)])
+
+    def every(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs of the file, name -> (window, *shape) in its own types."""
+        names, rows = [o.name for o in self.session.get_outputs()], []
+        for window in _windows(inputs):
+            self.feed(window)
+            rows.append(self.session.run(names, self.held))
+        return {name: np.concatenate(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
 
     def call(self, inputs: dict[str, np.ndarray]):
         """A function that evaluates the first window and nothing else, for timing."""
-        window = self.feed({name: x[:1] for name, x in inputs.items()})
-        return functools.partial(self.session.run, [self.output], window)
+        self.feed(next(_windows(inputs)))
+        return self.invoke
+
+
+def _windows(inputs: dict[str, np.ndarray]):
+    """Each window's inputs, name -> (*shape), C-contiguous."""
+    inputs = {name: np.ascontiguousarray(x) for name, x in inputs.items()}
+    return ({name: x[i] for name, x in inputs.items()} for i in range(len(next(iter(inputs.values())))))
 
 
 @functools.lru_cache(maxsize=4)
@@ -146,6 +182,12 @@ def run(built: Built, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return _session(built.path, built.path.stat().st_mtime_ns).run(inputs)
 
 
+def runner(built: Built, graph: Graph, threads: int = 1) -> target.Runner:
+    """One window at a time, in memory that was bound once; needs onnxruntime alone."""
+    session = Session(built.path, graph, threads)
+    return lambda inputs: session.evaluate(target.checked(graph, inputs))
+
+
 def calls(graph: Graph, built: Built, inputs: dict[str, np.ndarray], threads: int) -> dict:
     """form -> a function that evaluates the first window, for timing."""
     return {form: Session(built.path.parent / file_name(form), graph, threads).call(inputs) for form in onnx_qdq.FORMS}
@@ -154,13 +196,8 @@ def calls(graph: Graph, built: Built, inputs: dict[str, np.ndarray], threads: in
 def trace(graph: Graph, built: Built, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every tensor of the graph as int8 codes (window, *shape), by the built form with all tensors as outputs."""
     session = Session(onnx_qdq.lower(graph, built.notes["form"], trace=True), graph)
-    names = [o.name for o in session.session.get_outputs()]
-    feed = session.feed(inputs)
-    windows = [session.session.run(names, {name: x[i:i + 1] for name, x in feed.items()})
-               for i in range(len(next(iter(feed.values()))))]
-    columns = {name.removesuffix(".codes").removesuffix(".real"): np.concatenate(values)
-               for name, values in zip(names, zip(*windows, strict=True), strict=True)}
-    return inputs | {tensor: session.codes(values, tensor) for tensor, values in columns.items()}
+    values = {name.removesuffix(".codes").removesuffix(".real"): x for name, x in session.every(inputs).items()}
+    return inputs | {tensor: session.codes(x, tensor) for tensor, x in values.items()}
 
 
 def flash(built: Built, port: str | None) -> None:
