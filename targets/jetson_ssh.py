@@ -293,6 +293,7 @@ class Worker:
                                            stderr=subprocess.PIPE, bufsize=0)
         except OSError as error:
             raise MissingError(f"{self.command[0]} does not start: {error.strerror}", "the system's Python") from error
+        os.set_blocking(self._child.stdin.fileno(), False)
         self._tail, self._refusal = collections.deque(maxlen=20), ""
         threading.Thread(target=self._follow, args=(self._child.stderr, self._tail), daemon=True).start()
         try:
@@ -336,9 +337,11 @@ class Worker:
             if codes.shape not in (shape, shape[1:]) or codes.dtype != np.int8:
                 raise UserError(f"input {name} is {codes.dtype} {codes.shape}", f"int8 {shape[1:]}")
             np.multiply(codes.reshape(-1), scale, out=place)
-        rest = memoryview(self._frame)
+        rest, until = memoryview(self._frame), time.monotonic() + ANSWER
         while rest:
-            rest = rest[self._child.stdin.write(rest):]
+            if not select.select([], [self._child.stdin], [], max(until - time.monotonic(), 0))[1]:
+                self._late()
+            rest = rest[self._child.stdin.write(rest) or 0:]
         reals = np.frombuffer(self._receive(b"O", ANSWER), np.float32)
         if not np.isfinite(reals).all():
             raise MissingError("the engine answers with values that are no numbers", "finite logits",
@@ -358,12 +361,15 @@ class Worker:
             raise BrokenPipeError(0, f"it sent a frame {kind!r}:")
         return payload
 
+    def _late(self) -> None:
+        self._child.kill()
+        raise BrokenPipeError(0, "it did not answer in time:")
+
     def _exactly(self, count: int, until: float) -> bytes:
         parts = []
         while count:
             if not select.select([self._child.stdout], [], [], max(until - time.monotonic(), 0))[0]:
-                self._child.kill()
-                raise BrokenPipeError(0, "it did not answer in time:")
+                self._late()
             part = self._child.stdout.read(count)
             if not part:
                 self._child.wait()

@@ -182,15 +182,18 @@ def hello(jetson) -> dict:
     return {"tensorrt": "10.3.0", "inputs": inputs, "outputs": [{"name": "logits", "shape": [1, 4]}]}
 
 
-def test_a_worker_that_does_not_answer_is_announced(jetson, tmp_path, monkeypatch):
+@pytest.mark.parametrize("time", (8, 50_000))
+def test_a_worker_that_does_not_answer_is_announced(jetson, tmp_path, monkeypatch, time):
+    """Nor one that does not even read: a window of 12 leads is more than a pipe holds."""
     monkeypatch.setattr(jetson_ssh, "ANSWER", 0.2)
+    jetson.job["inputs"][0]["shape"] = [1, 2, time]
     program = tmp_path / "mute.py"
     program.write_text("import os, struct, time\n"
                        f"about = {json.dumps(hello(jetson)).encode()!r}\n"
                        "os.write(1, struct.pack('<cI', b'H', len(about)) + about)\ntime.sleep(60)\n")
-    inputs, _ = golden(jetson)
+    window = {"window": np.zeros((2, time), np.int8), "age": np.zeros(1, np.int8)}
     with Worker([sys.executable, str(program)], jetson.job) as worker, pytest.raises(MissingError, match="in time"):
-        worker({name: codes[0] for name, codes in inputs.items()})
+        worker(window)
 
 
 def test_an_engine_of_another_model_is_refused(jetson):
