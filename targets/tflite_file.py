@@ -124,6 +124,11 @@ class TfliteFile:
         scale = self.values[value].scale
         return scale[0] if len(scale) == 1 else None
 
+    def data(self, value: int) -> np.ndarray | None:
+        """The array of a constant, None of what an operator writes."""
+        held = self.values[value]
+        return None if held.data is None else np.frombuffer(held.data, held.dtype).reshape(held.shape)
+
     # ---- operators
 
     def op(self, kind: str, inputs: list[int], shape, scale: float | None = None, zero: int = 0,

@@ -149,6 +149,10 @@ class Layers(TfliteFile):
         """Codes on another grid, by a product with 1: QUANTIZE knows the factor to eight bits only."""
         if self.dtype == "float32" or np.float32(self.grid(value)) == np.float32(scale):
             return value
+        codes = self.data(value)
+        if codes is not None:
+            return self.constant(np.clip(np.floor(codes * (self.grid(value) / scale) + 0.5), -128, 127).astype(np.int8),
+                                 scale)
         one = self.constant(np.full((1,) * len(self.extent(value)), 64, np.int8), 1 / 64)
         return self.op("MUL", [value, one], self.extent(value), scale)
 
@@ -203,6 +207,8 @@ class Layers(TfliteFile):
         value = self.origins.get(value, value)
         if self.extent(value) == tuple(shape):
             return value
+        if self.data(value) is not None:
+            return self.constant(self.data(value).reshape(shape), self.grid(value))
         y = self.copied(value, shape)
         self.origins[y] = value
         return y
@@ -226,6 +232,8 @@ class Layers(TfliteFile):
         moved = [a for a in perm if self.extent(value)[a] > 1]
         if moved == sorted(moved):
             return self.reshaped(value, shape)
+        if self.data(value) is not None:
+            return self.constant(self.data(value).transpose(perm), self.grid(value))
         return self.op("TRANSPOSE", [value, self.ints(*perm)], shape, self.grid(value))
 
 

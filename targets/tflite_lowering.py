@@ -59,7 +59,7 @@ class Lowering(Layers, Attention, Modules):
             lower(node)
         self.layer = "output"
         inputs, output = [self.value(name) for name in self.graph.inputs], self.value(self.graph.output)
-        if output in inputs or self.values[output].data is not None:
+        if output in inputs or self.data(output) is not None:
             output = self.copied(output)
         self.values[output].name = self.graph.output
         outputs = [output]
