@@ -74,8 +74,15 @@ class Bridge:
         self.timeline.broken(reason)
         self.emit(Event(self.timeline.next, reason, text, "warning"))
 
-    def back(self, text: str) -> None:
-        """The line is there again."""
+    def quiet(self) -> None:
+        """Nothing comes in although the line is there."""
+        self.emit(Event(self.timeline.next, "silent", "the device sends nothing", "warning"))
+
+    def back(self, text: str, decoder: Decoder | None = None) -> None:
+        """The line is there again; decoder: a fresh one, whose counts go on from the old one's."""
+        if decoder is not None:
+            decoder.stats = self.decoder.stats
+            self.decoder = decoder
         self.timeline.clock.restart()
         self._judged = False
         self.emit(Event(self.timeline.next, "back", text))

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live leads from a serial front-end into the classifier, on this computer or on a board.
+
+python firmware_bridge/live.py --run runs/demo --port sim
+python firmware_bridge/live.py --run runs/af --port auto --leads ch1=I --target arm --record recordings
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from train import say
+
+RATE_S = 4.0            # of lines that say no rate: measured before the session begins
+
+
+def parser() -> say.Parser:
+    """The command line."""
+    p = say.Parser(description="Stream a front-end's leads into a classifier, and what it says to people and files.")
+    p.add_argument("--run", metavar="R", help="run folder, built by targets/deploy.py; none: only watch")
+    p.add_argument("--port", required=True, help="serial port, tcp://host:port, file:PATH, auto, or sim (no hardware)")
+    p.add_argument("--protocol", default="auto", metavar="P", help="protocol or front-end (auto)")
+    p.add_argument("--baud", type=int, help="of the port (the front-end's usual one)")
+    p.add_argument("--leads", metavar="MAP", help="which channel is which lead: ch1=I,ch2=-II")
+    p.add_argument("--nv-per-count", type=say.positive(float), metavar="NV", help="scale, where the device tells none")
+    p.add_argument("--rate", type=say.positive(float), metavar="HZ", help="moments a second, if not the profile's")
+    p.add_argument("--target", default="host", metavar="T", help="what classifies: host, arm, litert, jetson (host)")
+    p.add_argument("--threads", type=int, default=1, help="of the runtime (1)")
+    p.add_argument("--age", type=int, default=-1, help="of the patient in years, for models that ask")
+    p.add_argument("--sex", choices=("M", "F"), help="of the patient, for models that ask")
+    p.add_argument("--allow-rate", type=say.share, default=0.05, metavar="SHARE",
+                   help="how far the measured rate may lie beside the profile's (0.05)")
+    p.add_argument("--fault", default="", help="with --port sim: faults of simulate.py, such as drop=1e-3,unplug=20/5")
+    p.add_argument("--tee", metavar="FILE", help="keep the raw bytes too, to be heard again with --port file:FILE")
+    p.add_argument("--seconds", type=say.positive(float), help="end after so long")
+    return p
+
+
+def opened_model(args):
+    """(manifest, graph) of the run, or (None, None)."""
+    if args.run is None:
+        return None, None
+    from targets import target
+    return target.open_run(args.run)
+
+
+def connected(args):
+    """(plug, line, talk, profile as the device says it is, bytes read too far)."""
+    from firmware_bridge import ports, profiles
+    if args.port == "auto" or (args.protocol == "auto" and args.port.partition(":")[0] not in ("sim", "file")):
+        from firmware_bridge import detect
+        found = detect.detect(args.port, args.protocol, args.baud)
+        say.info(found.why)
+        port, profile, baud = found.port, found.profile, found.baud
+    else:
+        port, baud = args.port, args.baud
+        profile = profiles.find("cyton" if args.protocol == "auto" else args.protocol)
+    baud = baud or (profile.bauds or (115200,))[0]
+    plug = ports.Plug(port, baud, profile.dtr, profile, tee=args.tee, faults=args.fault)
+    line = plug.open()
+    talk = profiles.module(profile.protocol).Talk(profile)
+    try:
+        profile, rest = talk.begin(line)
+    except Exception:
+        plug.close()
+        raise
+    return plug, line, talk, profile, rest
+
+
+def measured_rate(line, decoder, seconds: float = RATE_S) -> tuple[float, bytes]:
+    """Moments a second of a device that does not say, as a whole number, and the bytes that it took."""
+    from firmware_bridge.clock import Clock
+    from firmware_bridge.wire import Block
+    clock, count, data, until = Clock(250.0), 0, b"", line.clock() + 2 * seconds
+    while line.clock() < until and clock.span * 250.0 / max(clock.fs, 1) < seconds:
+        part = line.read(0.05)
+        data += part
+        for block in decoder.feed(part, line.clock()):
+            if isinstance(block, Block):
+                count += len(block.counts)
+                clock.arrived(count, line.clock())
+    if clock.span < 1:
+        raise say.MissingError("the rate cannot be measured: too little comes in", "lines of numbers", "--rate 250")
+    return float(round(clock.fs)), data
+
+
+def classifiers(args, manifest, graph, fs: float):
+    """What classifies, or None."""
+    if manifest is None:
+        return None
+    from firmware_bridge import classify
+    from train.sides import sex_code
+    local = classify.local(args.run, args.target, manifest, graph, fs, args.threads)
+    local.decider.patient(args.age, sex_code(args.sex))
+    return local
+
+
+def made_bridge(args, manifest, graph, profile, fs: float):
+    """The bridge with everything that hangs on it."""
+    import time
+    from dataclasses import replace
+
+    from firmware_bridge import leads, profiles
+    from firmware_bridge.bridge import Bridge
+    from firmware_bridge.session import Session
+    from firmware_bridge.sinks.terminal import Terminal
+    from firmware_bridge.watch import Watch
+    wanted = manifest.waveform.leads if manifest else None
+    wiring = leads.wire(profile, wanted, args.leads, args.nv_per_count)
+    if manifest is None:
+        from train.frontend import design
+        spec = design(250)
+    else:
+        spec = manifest.frontend
+    session = Session(replace(profile, fs=fs), fs, wiring.leads, manifest, time.time(),
+                      {"leads": args.leads or "", "target": args.target, "port": args.port})
+    decoder = profiles.module(profile.protocol).Decoder(profile)
+    return Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), [Terminal()],
+                  classifiers(args, manifest, graph, fs), allow=args.allow_rate)
+
+
+def main(args) -> dict:
+    """One session, until Ctrl-C, --seconds or the end of a recording."""
+    import signal
+    import time
+
+    from firmware_bridge import profiles
+    from firmware_bridge.loop import Loop
+    manifest, graph = opened_model(args)
+    plug, line, talk, profile, rest = connected(args)
+    try:
+        fs = args.rate or profile.fs
+        if not fs:
+            fs, more = measured_rate(line, profiles.module(profile.protocol).Decoder(profile))
+            rest += more
+            say.info(f"measured: {fs:g} moments a second")
+        bridge = made_bridge(args, manifest, graph, profile, fs)
+        ended = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.append(True))
+        until = time.monotonic() + args.seconds if args.seconds else float("inf")
+        loop = Loop(bridge, plug, talk)
+        loop.run(line, rest, lambda: bool(ended) or time.monotonic() >= until)
+    finally:
+        plug.close()
+    return summary(bridge, loop)
+
+
+def summary(bridge, loop) -> dict:
+    """What became of every byte and every moment."""
+    from dataclasses import asdict
+    return {"session": bridge.session.id, "profile": bridge.session.profile.name, "fs": bridge.session.fs,
+            "measured_fs": bridge.timeline.clock.fs, "leads": list(bridge.session.leads),
+            "model": bridge.session.manifest.identity.hex() if bridge.session.manifest else None,
+            "wire": asdict(bridge.decoder.stats), "moments": asdict(bridge.timeline.tally), "unplugged": loop.lost,
+            "agreement": asdict(bridge.agreement) if bridge.shadow else None}
+
+
+if __name__ == "__main__":
+    sys.exit(say.run(main, parser()))
