@@ -20,6 +20,7 @@ from firmware_bridge.wire import Block, Line
 from train.say import UserError, warn
 
 PORTION_S = 0.04            # without times: what comes at once
+UNTIMED = 512               # bytes of a portion, where not even the front-end is known
 JUDGED = 1 << 16            # bytes at the start from which the rate of a file without times is found
 
 
@@ -94,7 +95,8 @@ class Teed:
 class FileLine:
     """A capture as a line. Its clock is the capture's: it runs `speed` times as fast, at 0 as fast as bytes are read.
 
-    A file without times is handed out evenly at the rate that `profile` says its moments come at.
+    A file without times is handed out evenly at the rate that `profile` says its moments come at; without a profile it
+    can be listened to, but as fast as it goes only.
     """
 
     def __init__(self, path: str | Path, speed: float = 0.0, profile: Profile | None = None):
@@ -157,8 +159,7 @@ def _times(path: Path, total: int) -> list[tuple[float, int]]:
 def _even(data: bytes, path, profile: Profile | None) -> list[tuple[float, int]]:
     """Portions of PORTION_S at the rate at which the profile's moments would come."""
     if profile is None:
-        raise UserError(f"{path} comes without times", f"{path}.times, or the front-end that sent it",
-                        "name it: --protocol P")
+        return [(0.0, len(data[at:at + UNTIMED])) for at in range(0, len(data), UNTIMED)]
     decoder = profiles.module(profile.protocol).Decoder(profile)
     head = data[:JUDGED]
     moments = sum(len(b.counts) for b in decoder.feed(head, 0.0) if isinstance(b, Block))
