@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA's importer takes what is right, refuses what the linter refuses; a crash or a standstill is no acceptance."""
 
+import os
+
 import numpy as np
 import pytest
 
 pytest.importorskip("onnx", reason='pip install -e ".[jetson]"')
-from targets import trt_import, trt_lint
+from targets import onnx_tensorrt, target, trt_import, trt_lint
+from tests import tiny
 from tests.onnx_pieces import CHANNELS, good
 from train.say import MissingError
 
+FORMS = onnx_tensorrt.FORMS if os.environ.get("LEADEDGE_ALL") else ("int8",)
 needs = pytest.mark.skipif(trt_import.missing() is not None, reason=str(trt_import.missing()))
 
 
@@ -138,3 +142,11 @@ def test_without_the_importer_the_way_to_get_it_is_said(monkeypatch):
     assert '".[jetson-check]"' in trt_import.missing()
     with pytest.raises(MissingError, match="jetson-check"):
         trt_import.check([good().model()])
+
+
+@needs
+def test_the_importer_takes_every_architecture(tmp_path_factory):
+    pytest.importorskip("torchao")
+    graphs = [target.open_run(tiny.run(tmp_path_factory, arch))[1] for arch in tiny.TINY]
+    models = [onnx_tensorrt.lower(graph, form) for graph in graphs for form in FORMS]
+    assert [v.messages for v in trt_import.check(models) if not v.accepted] == []
