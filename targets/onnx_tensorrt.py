@@ -18,7 +18,7 @@ int8 did not saturate; with them all ten keep them (99.65 % or more). Layers tha
 A narrow Conv left in float would save nothing: what it reads and writes is codes anyhow.
 
 Both products of an attention are float unless `attention` is "int8": then their operands are codes and the
-probabilities lie on a grid of 1/127, symmetric as TensorRT wants it and too coarse for most networks: six of the ten
+probabilities lie on a grid of 1/127, symmetric as TensorRT wants it and too coarse for many networks: four of the ten
 left the bounds. Rows are far shorter than the 512 keys up to which TensorRT has such kernels, and they are small.
 """
 
