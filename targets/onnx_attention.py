@@ -95,7 +95,7 @@ class Attention(OnnxFile):
         """(1, channel, lead, time) -> columns one after the other, channels and leads of each in rows of `shape`."""
         if (value, shape) not in self.turned:
             x, (lead, time) = value, self.shape(tensor)[1:]
-            if time > 1:
+            if time > 1 or self.turns_single:
                 # with one lead this order meets the one that ONNX Runtime gives its integer convolutions: no cost
                 x = self.op("Transpose", [x], perm=[0, 2, 3, 1] if lead == 1 else [0, 3, 1, 2])
             self.turned[value, shape] = self.attended(self.op("Reshape", [x, self.ints(*shape)]))
@@ -104,10 +104,10 @@ class Attention(OnnxFile):
     def channels_first(self, value: str, node: Node, query: np.ndarray) -> str:
         """(head, time, depth) or (block, head, time, depth) -> (1, channel, lead, time)."""
         channel, lead, time = self.shape(node.output)
-        if time == 1:
+        if time == 1 and not self.turns_single:
             return self.op("Reshape", [value, self.ints(1, channel, lead, time)])
         if query.ndim == 1:
-            x = self.op("Transpose", [value], perm=[1, 0, 2])
+            x = self.op("Transpose", [value], perm=[1, 0, 2]) if time > 1 else value
         else:                       # one gather joins the blocks, turns heads and drops the columns beyond the end
             heads, block = node.attrs["heads"], query.shape[1]
             at = np.arange(time)[:, None]

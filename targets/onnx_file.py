@@ -18,6 +18,7 @@ class OnnxFile:
 
     zero = np.uint8(128)    # the code of the value 0
     opset = OPSET
+    turns_single = False    # is a sequence of one column turned as well where its values lie in the same order anyway?
 
     def __init__(self):
         self.nodes, self.taken = [], set()

@@ -21,7 +21,8 @@ class Modules(OnnxFile):
         """Over the channels of each group, which are turned to the last axis: (1, column, group, channel)."""
         source, groups = node.inputs[0], node.attrs["groups"]
         channels, *rest = self.shape(source)
-        count, turn = channels // groups, math.prod(rest) > 1
+        count = channels // groups
+        turn = math.prod(rest) > 1 or (self.turns_single and len(rest) > 0)
         # the reference's floor counts n^2 codes^2 in 2^-28
         floor = np.float32(node.attrs["eps"] * 2.0 ** -28 * (self.scale(source) / count) ** 2)
         scale = self.scale(node.output)
@@ -30,13 +31,17 @@ class Modules(OnnxFile):
         x = self.as_real(source)
         x = self.op("Transpose", [x], perm=[0, *range(2, len(rest) + 2), 1]) if turn else x
         x = self.op("Reshape", [x, self.ints(1, -1, groups, count)])
-        x = self.narrowed(self.normalized(self.widened(x), floor, count, node.attrs["rms"]))
-        x = self.op("Mul", [x, self.constant(gain)])
-        x = self.op("Add", [x, self.constant(bias)]) if bias.any() else x
+        x = self.levelled(x, floor, gain, bias, node.attrs["rms"])
         x = self.op("Reshape", [x, self.ints(1, *rest, channels)])
         x = self.op("Transpose", [x], perm=[0, len(rest) + 1, *range(1, len(rest) + 1)]) if turn else \
             self.op("Reshape", [x, self.ints(1, channels, *rest)])
         self.store((node.output,), self.settled(x, scale))
+
+    def levelled(self, x: str, floor: np.float32, gain: np.ndarray, bias: np.ndarray, rms: bool) -> str:
+        """Normalized over the last axis, times gain, plus bias, both (group, channel)."""
+        x = self.narrowed(self.normalized(self.widened(x), floor, gain.shape[1], rms))
+        x = self.op("Mul", [x, self.constant(gain)])
+        return self.op("Add", [x, self.constant(bias)]) if bias.any() else x
 
     def widened(self, value: str) -> str:
         """A value on its way into what float16 would spoil; a form with such a body overrides this and `narrowed`."""

@@ -40,7 +40,25 @@ def lower(graph: Graph, form: str, trace: bool = False) -> bytes:
     return {"int8": _Int8, "mixed": _Mixed, "float": _Float}[form](graph).build(trace)
 
 
-class _Float(Lowering):
+class _OnnxRuntime(Lowering):
+    """Norms in as few operations as ONNX Runtime has for them."""
+
+    def levelled(self, x: str, floor: np.float32, gain: np.ndarray, bias: np.ndarray, rms: bool) -> str:
+        """One operation, or two for groups; written for rms as the sequence that ONNX Runtime knows and makes one."""
+        if not rms:
+            if len(gain) > 1:
+                return super().levelled(x, floor, gain, bias, rms)
+            return self.op("LayerNormalization", [x, self.constant(gain[0]), self.constant(bias[0])],
+                           epsilon=float(floor))
+        one, rest = (gain[0], None) if len(gain) == 1 else (np.full_like(gain[0], 0.5), gain * 2)
+        square = self.reduce("ReduceMean", self.op("Pow", [x, self.constant(np.float32(2))]), [-1], keepdims=1)
+        root = self.op("Sqrt", [self.op("Add", [square, self.constant(floor)])])
+        x = self.op("Mul", [self.op("Div", [x, root]), self.constant(one)])
+        x = x if rest is None else self.op("Mul", [x, self.constant(rest)])
+        return self.op("Add", [x, self.constant(bias)]) if bias.any() else x
+
+
+class _Float(_OnnxRuntime):
     """No rounding: the native view is the real one."""
 
     dtype = np.float32
@@ -82,10 +100,11 @@ class _Float(Lowering):
         return weight
 
 
-class _Mixed(Lowering):
+class _Mixed(_OnnxRuntime):
     """Every layer leaves codes; attention weights are real numbers, as in the reference, which never rounds them."""
 
     dtype = np.uint8
+    turns_single = True     # meets the turns that ONNX Runtime puts around its integer convolutions
 
     def __init__(self, graph: Graph):
         super().__init__(graph)
@@ -187,6 +206,12 @@ class _Mixed(Lowering):
             self.folded[node.output] = y, folds[0]
         else:
             self.store((node.output,), y)
+
+    def levelled(self, x: str, floor: np.float32, gain: np.ndarray, bias: np.ndarray, rms: bool) -> str:
+        """Doubled first where it is read twice: ONNX Runtime gives each reader of codes a pair of its own."""
+        if rms:
+            x, floor = self.op("Mul", [x, self.constant(np.float32(2))]), floor * np.float32(4)
+        return super().levelled(x, floor, gain, bias, rms)
 
     def weight_grid(self, node: Node, first: Node) -> np.ndarray:
         """Per channel, such that a merged sibling lands on its own codes although all share the first one's grid."""
