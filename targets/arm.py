@@ -26,6 +26,8 @@ from train.say import MissingError, UserError
 
 SECONDS = 3.0           # of measuring in build
 REFERENCE_FORM = "float"
+ZERO = np.uint8(128)    # the file's code of 0
+HALF, BOTTOM, TOP = np.float32(0.5), np.float32(-128), np.float32(127)
 
 
 def missing() -> str | None:
@@ -109,7 +111,8 @@ class Session:
         self.session = onnxruntime.InferenceSession(file if isinstance(file, bytes) else os.fspath(file), options,
                                                     providers=["CPUExecutionProvider"])
         self.floats = "float" in self.session.get_inputs()[0].type
-        self.graph = graph
+        self.output = graph.output
+        self.scales = {name: np.float32(tensor.scale) for name, tensor in graph.tensors.items()}
         kind = np.float32 if self.floats else np.uint8
         self.held = {name: np.zeros((1, *graph.tensors[name].shape), kind) for name in graph.inputs}
         self.given = np.zeros((1, *graph.tensors[graph.output].shape), kind)
@@ -120,17 +123,13 @@ class Session:
             self.binding.bind_ortvalue_input(name, self.bound[name])
         self.binding.bind_ortvalue_output(graph.output, self.bound[graph.output])
 
-    def scale(self, tensor: str) -> np.float32:
-        """Value of one code."""
-        return np.float32(self.graph.tensors[tensor].scale)
-
     def feed(self, inputs: dict[str, np.ndarray]) -> None:
         """One window's int8 codes, name -> (*shape), as the file wants them."""
         for name, held in self.held.items():
             if self.floats:
-                np.multiply(inputs[name], self.scale(name), out=held[0])
+                np.multiply(inputs[name], self.scales[name], out=held[0])
             else:
-                np.bitwise_xor(inputs[name].view(np.uint8), np.uint8(128), out=held[0])
+                np.bitwise_xor(inputs[name].view(np.uint8), ZERO, out=held[0])
 
     def invoke(self) -> None:
         """Evaluate what was fed."""
@@ -140,13 +139,18 @@ class Session:
         """int8 logits (class,) of one window, name -> int8 (*shape)."""
         self.feed(inputs)
         self.invoke()
-        return self.codes(self.given[0], self.graph.output)
+        return self.codes(self.given[0], self.output)
 
     def codes(self, values: np.ndarray, tensor: str) -> np.ndarray:
         """A value of the file as int8 codes of a tensor."""
         if values.dtype == np.uint8:
-            return (values ^ np.uint8(128)).view(np.int8)
-        return np.clip(np.floor(values / self.scale(tensor) + np.float32(0.5)), -128, 127).astype(np.int8)
+            return (values ^ ZERO).view(np.int8)
+        codes = values / self.scales[tensor]
+        codes += HALF
+        np.floor(codes, out=codes)
+        np.minimum(codes, TOP, out=codes)       # np.clip costs three times as much of a few logits
+        np.maximum(codes, BOTTOM, out=codes)
+        return codes.astype(np.int8)
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """int8 logits (window, class) of int8 inputs (window, *shape), one window after the other."""
