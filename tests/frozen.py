@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from compress import agree, reference
-from compress.freeze import export_scales
 from compress.graph import Graph
 from compress.program import Program, tensors
 from train.models import build
@@ -83,31 +82,17 @@ def codes(net: nn.Module, leads: int, n: int = 8) -> dict[str, np.ndarray]:
     return {"ecg": wave.clip(-128, 127).astype(np.int8), **sides}
 
 
-def _program(arch: str, preset: str, task: str, leads: int, windows: int = 8):
-    """(network, its inputs, those as tensors, its program before calibration)."""
+def freeze(arch: str, preset: str, task: str, leads: int) -> Frozen:
+    """The network of a task, beats if that is what the task classifies, as an integer graph."""
     torch.manual_seed(7)
     beats = task == "mitbih"
     net = lively(build(arch, preset, task, leads, 4, SIDES["rr"].shape[0] if beats else 0))
-    inputs = codes(net, leads, windows)
+    inputs = codes(net, leads)
     scales = {"ecg": MILLIVOLT, **{name: SIDES[name].one for name in net.sides}}
+    given = tensors(inputs, scales)
     program = Program(net, {k: v.shape[1:] for k, v in inputs.items()}, scales, net.geometry.streaming)
-    return net, inputs, tensors(inputs, scales), program
-
-
-def freeze(arch: str, preset: str, task: str, leads: int) -> Frozen:
-    """The network of a task, beats if that is what the task classifies, as an integer graph."""
-    net, inputs, given, program = _program(arch, preset, task, leads)
     with torch.no_grad():
         floats, folded = net(given[0].unsqueeze(1), *given[1:]), program(*given)
     program.calibrate([given])
     converted, graph = program.convert()
     return Frozen(preset, net, graph, inputs, floats, folded, agree.summary(agree.compare(converted, graph, inputs)))
-
-
-def integers(arch: str, preset: str, task: str, leads: int) -> Graph:
-    """The integer graph alone, as it is saved; takes half the time."""
-    _, inputs, given, program = _program(arch, preset, task, leads, windows=4)
-    program.calibrate([given])
-    graph = program.convert()[1]
-    export_scales(graph, inputs)
-    return graph

@@ -424,9 +424,9 @@ def clear_inputs(graph: Graph, count: int, seed: int = 1) -> dict[str, np.ndarra
 
 
 def write_run(folder: Path, graph: Graph, golden: int = 64, seed: int = 1,
-              manifest: manifests.Manifest | None = None) -> Path:
+              manifest: manifests.Manifest | None = None, inputs: dict[str, np.ndarray] | None = None) -> Path:
     """A run folder with graph, golden inputs and logits, and a frozen manifest, by default manifest_of(graph)."""
-    inputs = clear_inputs(graph, golden, seed)
+    inputs = inputs or clear_inputs(graph, golden, seed)
     packed = io.BytesIO()
     np.savez(packed, out=reference.run(graph, inputs), **{f"in.{k}": v for k, v in inputs.items()})
     document, arrays = graphs.dumps(graph)
