@@ -109,7 +109,10 @@ class Modules(TfliteFile):
         wide, scale = "int16" if self.form == "int8" else None, max(BYTE * self.scale(source), 1) / WORD
         x = self.value(source)
         if wide:
-            x = self.op("QUANTIZE", [x], self.extent(x), scale, dtype=wide)
+            # in two steps: older runtimes do not QUANTIZE to int16
+            x = self.op("CAST", [x], self.extent(x), self.scale(source), dtype=wide)
+            one = self.constant(np.full((1,) * len(self.extent(x)), 1 << 14, np.int16), 2.0 ** -14)
+            x = self.op("MUL", [x, one], self.extent(x), scale, dtype=wide)
         one = self.wide_entries(np.ones((1, steps, 1)), scale)
         shape = (1, steps, features + 1)
         x = self.op("CONCATENATION", [x, one], shape, scale, dtype=wide, axis=2)
