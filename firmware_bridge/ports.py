@@ -116,11 +116,12 @@ class SerialLine:
             if self._port.timeout != seconds:
                 self._port.timeout = seconds
             data = bytearray(self._port.read(1))
-            while data and len(data) < MOST:
-                more = self._port.in_waiting
-                if not more:
-                    break
-                data += self._port.read(min(more, MOST - len(data)))
+            with contextlib.suppress(OSError, TypeError):       # what came before the end counts; next time it is told
+                while data and len(data) < MOST:
+                    more = self._port.in_waiting
+                    if not more:
+                        break
+                    data += self._port.read(min(more, MOST - len(data)))
             return bytes(data)
 
     def clock(self) -> float:

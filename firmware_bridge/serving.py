@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulator's end of a line: a pseudo terminal, or a TCP port of this computer only.
 
-Both never block, take one client at a time, tell whether there is one, and can vanish and come back as a plug does.
+Both never block, take one client at a time, tell whether there is one and count them in `clients`, and can vanish and
+come back as a plug does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class PtyEnd:
         self._link = None if link is None else Path(link)
         if self._link is not None and self._link.exists() and not self._link.is_symlink():
             raise UserError(f"{link} exists and is no link", "a name that is free")
-        self._master, self._name, self._had = None, "", False
+        self._master, self._name, self._had, self.clients = None, "", False, 0
         self.plug()
 
     @property
@@ -72,19 +73,22 @@ class PtyEnd:
         here = not any(event & select.POLLHUP for _, event in poll.poll(0))
         if self._had and not here:
             self._forget()
+        self.clients += here and not self._had
         self._had = here
         return here
 
     def read(self) -> bytes:
         """What has come in."""
-        with contextlib.suppress(OSError):          # nothing there, or nobody (EIO)
-            return os.read(self._master, 65536)
+        if self._master is not None:
+            with contextlib.suppress(OSError):      # nothing there, or nobody (EIO)
+                return os.read(self._master, 65536)
         return b""
 
     def write(self, data: bytes) -> int:
         """Bytes that were taken."""
-        with contextlib.suppress(OSError):
-            return os.write(self._master, data)
+        if self._master is not None:
+            with contextlib.suppress(OSError):
+                return os.write(self._master, data)
         return 0
 
     def wait(self, seconds: float, writing: bool) -> None:
@@ -130,7 +134,7 @@ class TcpEnd:
     def __init__(self, number: int = 0):
         if not 0 <= number < 65536:
             raise UserError(f"there is no TCP port {number}", "0 (any) to 65535")
-        self._number, self._server, self._client = number, None, None
+        self._number, self._server, self._client, self.clients = number, None, None, 0
         self.plug()
 
     @property
@@ -162,6 +166,8 @@ class TcpEnd:
         """Somebody is connected; a second one is turned away."""
         if self._server is None:
             return False
+        if self._client is not None and not self._quiet():
+            return True                 # it says something, perhaps goodbye: read() will see
         with contextlib.suppress(OSError):
             client, _ = self._server.accept()
             if self._client is not None:
@@ -170,7 +176,18 @@ class TcpEnd:
                 client.setblocking(False)
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._client = client
+                self.clients += 1
         return self._client is not None
+
+    def _quiet(self) -> bool:
+        """The client is there, and nothing of it waits to be read."""
+        try:
+            self._client.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def read(self) -> bytes:
         """What has come in."""

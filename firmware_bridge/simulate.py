@@ -32,7 +32,7 @@ BOOT_S = 0.2                # from the first client to the first moment: opening
 TICK_S = 0.002              # moments that are nearer together leave together
 QUEUE = 1 << 20             # bytes that wait for a slow client; beyond it whole frames are lost, as on a device
 CHUNK_S = 1.0               # of signal, made at once at the most
-LINGER_S = 2.0              # for the client to read the end
+LINGER_S, QUIET_S = 2.0, 0.1        # for the client to read the end, and without a byte until that is believed
 
 
 class Simulator:
@@ -79,6 +79,7 @@ class Simulator:
     def open(self) -> str:
         """Make the port, without serving it yet."""
         if self._end is None:
+            self.signal.take(0, self.fs)
             self._end = serving.PtyEnd(self.link) if self.tcp is None else serving.TcpEnd(self.tcp)
         return self.port
 
@@ -115,8 +116,10 @@ class Simulator:
         self.start()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind, *_) -> None:
         self.stop()
+        if kind is None and self.error is not None:
+            raise self.error
 
     def summary(self) -> dict:
         """What was served. frames and faults: of faults.Count; overruns: frames lost because nobody took them in time;
@@ -173,11 +176,10 @@ class Simulator:
 
     def _greet(self, now: float) -> None:
         here = self._end.present()
-        if here and not self._here:
-            self.clients += 1
+        if self._end.clients != self.clients:
+            self.clients = self._end.clients
             self._ready = self._ready or now + BOOT_S
-        elif self._here and not here:
-            self._out.clear()
+            self._out.clear()               # it was for another one
         self._here = here
 
     def _streams(self, now: float) -> bool:
@@ -190,8 +192,9 @@ class Simulator:
             self._began = None
             return
         if self._began is None:
-            self._began, self._sent = now, 0
             self.fs = getattr(self.server, "fs", None) or self.fs
+            self.signal.take(0, self.fs)
+            self._began, self._sent = time.monotonic(), 0
             self._first = fault.first_index(self.faults, self.profile, self.fs)
         self._idle = now
         while (n := self._due(now)) > 0:
@@ -245,11 +248,13 @@ class Simulator:
 
     def _drain(self) -> None:
         """Let the client read the end before the line goes down: a pseudo terminal forgets what was not read."""
-        until = time.monotonic() + LINGER_S
+        until, busy = time.monotonic() + LINGER_S, time.monotonic()
         while self._end.present() and time.monotonic() < until and not self._stop.is_set():
             self._here = True
             self._flush()
-            if not self._out and not self._end.unread():
+            if self._out or self._end.unread():
+                busy = time.monotonic()
+            elif time.monotonic() > busy + QUIET_S:     # between two of its buffers bytes are not counted
                 return
             time.sleep(TICK_S)
 

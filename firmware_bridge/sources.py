@@ -35,7 +35,8 @@ class Signal(Protocol):
     leads: tuple[str, ...]
 
     def take(self, n: int, fs: float) -> tuple[np.ndarray, np.ndarray]:
-        """The next moments: int32 uv (lead, moment), bool off (lead, moment); fewer than n when it is over."""
+        """The next moments: int32 uv (lead, moment), bool off (lead, moment); fewer than n when it is over. With n = 0
+        it gets ready, so that the first moments come at once."""
 
 
 class RecordSignal:
@@ -102,9 +103,10 @@ def schedule(words: str) -> list[tuple[float, str]]:
             seconds = float(at) if at else 0.0
         except ValueError:
             raise UserError(f"{word!r} has no time", "RHYTHM@SECONDS", "--rhythm sinus,af@30") from None
-        if out and seconds <= out[-1][0]:
-            raise UserError(f"{word!r} does not come after {out[-1][1]}", "times that grow", "--rhythm sinus,af@30")
-        out.append((seconds if out else 0.0, rhythm))
+        if seconds <= out[-1][0] if out else seconds:
+            raise UserError(f"{word!r} does not come after {out[-1][1] if out else 'a beginning'}",
+                            "a rhythm from the start, and times that grow", "--rhythm sinus,af@30")
+        out.append((seconds, rhythm))
     if not out:
         raise UserError("no rhythm is given", ", ".join(synth.RHYTHMS), "--rhythm sinus,af@30")
     return out
@@ -129,7 +131,7 @@ class Patient:
         if fs != self._fs:
             self._fs, self._next = fs, None
             self._uv, self._off = self._uv[:, :0], self._off[:, :0]
-        while self._uv.shape[1] < n:
+        while self._uv.shape[1] < max(n, 1):
             self._join(*(self._next or self._order()).result())
             self._next = self._order()
         uv, off = self._uv[:, :n], self._off[:, :n]
@@ -225,11 +227,11 @@ def leads_of(profile: Profile, words: str | None = None) -> dict[str, str]:
 
 
 def adc(profile: Profile, have: Sequence[str], words: str | None = None, nv_per_count: float | None = None) -> Adc:
-    """The converter for a signal with the leads `have`. A record whose leads are none of those that the channels have
-    usually is put on them in order; UserError when a lead that was asked for is not there."""
+    """The converter for a signal with the leads `have`. A record without the lead that the first channel has usually is
+    put on the channels in its own order; UserError when a lead that was asked for is not there."""
     wanted = leads_of(profile, words)
     names = [c.name for c in profile.channels]
-    if words is None and not set(wanted.values()) & set(have):
+    if words is None and next(iter(wanted.values())) not in have:
         wanted = dict(zip(wanted, have, strict=False))
     missing = [w for w in wanted.values() if w.removeprefix("-") not in have] if words is not None else []
     if missing:
