@@ -14,7 +14,7 @@ import pytest
 import targets
 from compress import reference
 from targets import target
-from targets.target import Built
+from targets.target import Agreement, Built
 from tests import graphs as make
 from train.say import UserError
 
@@ -110,6 +110,14 @@ def test_groups_of_several_channels_become_one():
 def test_attention_over_everything_gathers_nothing():
     kinds = [n.op_type for n in nodes(make.attending("global"))[0]]
     assert "Gather" not in kinds and kinds.count("Split") == 1
+
+
+@pytest.mark.parametrize("p50, form", [({"int8": 1.0, "mixed": 1.05}, "mixed"), ({"int8": 1.0, "mixed": 1.2}, "int8"),
+                                       ({"int8": 1.05, "mixed": 1.0}, "mixed")])
+def test_a_little_speed_is_not_worth_differences(p50, form):
+    agreed = {"int8": Agreement(256, 0.996, 3, 6), "mixed": Agreement(256, 1.0, 1, 2),
+              "float": Agreement(256, 0.9, 9, 40)}
+    assert targets.load("arm").pick(agreed, p50 | {"float": 2.0})[0] == form
 
 
 # ---- live
