@@ -33,7 +33,7 @@ CPU = "CPUExecutionProvider"
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU)
 HALF_READER = "6.1"     # the first JetPack that reads files with a float16 body
 # precision of an engine -> (form of its file, form of its file in a strongly typed network)
-ENGINES = {"int8": ("int8", "int8-fp16"), "fp16": ("float", "fp16"), "fp32": ("float", None)}
+ENGINES = {"int8": ("int8", "int8"), "fp16": ("float", "fp16"), "fp32": ("float", None)}
 
 
 def missing() -> str | None:

@@ -24,7 +24,7 @@ absent = jetson.missing()
 if absent:
     pytest.skip(absent, allow_module_level=True)
 
-ALL = {"model.int8.onnx", "model.float.onnx", "model.int8-fp16.onnx", "model.fp16.onnx"}
+ALL = {"model.int8.onnx", "model.float.onnx", "model.fp16.onnx"}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_build_says_that_no_jetson_and_no_tensorrt_was_there(built, quick, cap
     for words in (said, json.dumps(notes)):
         assert "not built on a Jetson: the engine is built there" in words
         assert "ONNX Runtime, not by TensorRT" in words
-    assert notes == build.notes and set(notes["forms"]) == {"int8", "float", "int8-fp16", "fp16"}
+    assert notes == build.notes and set(notes["forms"]) == {"int8", "float", "fp16"}
     assert notes["forms"]["int8"]["agrees"] and "not asked" in notes["forms"]["int8"]["importer"]
 
 
@@ -202,7 +202,7 @@ def test_every_form_can_be_called_and_says_by_what(built):
     _, graph, build = opened(built)
     inputs, expected = target.golden(built, graph, 1)
     calls = jetson.calls(graph, build, inputs, 1)
-    assert set(calls) == {f"{f}, ONNX Runtime" for f in ("int8", "float", "int8-fp16", "fp16")}
+    assert set(calls) == {f"{f}, ONNX Runtime" for f in ("int8", "float", "fp16")}
     assert np.abs(calls["int8, ONNX Runtime"]().astype(int) - expected[0]).max() <= 4
 
 

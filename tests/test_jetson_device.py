@@ -133,7 +133,7 @@ def test_int8_runs_from_the_file_of_its_version(of, kind):
     models = {form: entry["model"] for form, entry in result["engines"].items()}
     assert models == {"nano": {"fp16": "model.float.onnx", "fp32": "model.float.onnx"},
                       "orin": {"int8": "model.int8.onnx", "fp16": "model.float.onnx", "fp32": "model.float.onnx"},
-                      "agx": {"int8": "model.int8-fp16.onnx", "fp16": "model.fp16.onnx", "fp32": "model.float.onnx"}
+                      "agx": {"int8": "model.int8.onnx", "fp16": "model.fp16.onnx", "fp32": "model.float.onnx"}
                       }[kind]
 
 

@@ -91,13 +91,13 @@ def job(folder: Path, windows: int = 4, classes: int = 4, device: bool = True, *
         (folder / f"golden.{one['name']}.bin").write_bytes(c.tobytes())
     (folder / "golden.logits.bin").write_bytes(
         np.clip(np.floor(logits / scale + 0.5), -128, 127).astype(np.int8).tobytes())
-    for name in ("model.int8.onnx", "model.float.onnx", "model.int8-fp16.onnx", "model.fp16.onnx"):
+    for name in ("model.int8.onnx", "model.float.onnx", "model.fp16.onnx"):
         (folder / name).write_bytes(b"model " + name.encode())
     if device:
         shutil.copy(DEVICE, folder)
     about = {"schema": 1, "name": "stand-in", "identity": "ab" * 32, "classes": list("NAO~"), "windows": windows,
              "inputs": inputs, "output": {"name": "logits", "shape": [1, classes], "scale": scale},
-             "forms": {"int8": {"default": "model.int8.onnx", "strongly_typed": "model.int8-fp16.onnx"},
+             "forms": {"int8": {"default": "model.int8.onnx", "strongly_typed": "model.int8.onnx"},
                        "fp16": {"default": "model.float.onnx", "strongly_typed": "model.fp16.onnx"},
                        "fp32": {"default": "model.float.onnx"}},
              "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()

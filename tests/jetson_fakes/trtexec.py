@@ -81,7 +81,7 @@ def build(options):
     """The engine of a model: which form it is shows in the file's name and in the flags."""
     name = os.path.basename(options["onnx"])
     if VERSION >= 110000:
-        form = {"model.int8-fp16.onnx": "int8", "model.fp16.onnx": "fp16", "model.float.onnx": "fp32"}[name]
+        form = {"model.int8.onnx": "int8", "model.fp16.onnx": "fp16", "model.float.onnx": "fp32"}[name]
     else:
         form = "int8" if "int8" in options else "fp16" if "fp16" in options else "fp32"
         assert name == ("model.int8.onnx" if form == "int8" else "model.float.onnx"), name
