@@ -16,7 +16,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -24,13 +24,15 @@ if not __package__:
 import numpy as np
 
 from firmware_bridge import ports, profiles
-from firmware_bridge.ports import LineLost
+from firmware_bridge.ports import LineEnded, LineLost
 from firmware_bridge.profiles import Profile
 from firmware_bridge.wire import Block, Line
 from train import say
 from train.say import MissingError, UserError
 
-LISTEN_S = 0.7              # at each rate
+LISTEN_S, LONGER_S = 0.7, 2.0           # at each rate, and where that leaves a doubt
+MOST = 1 << 18              # bytes that are looked at
+STILL_UV = 20               # an ECG moves more than that from peak to peak
 BAUDS = (57600, 115200, 230400, 9600)           # in this order, then what else a profile names
 FRAMES = 8                  # sound ones, below which nothing is claimed
 SHARE = 0.5                 # of the bytes, likewise; a board that has just been opened says things in words first
@@ -90,7 +92,6 @@ class Search:
     line: Line
     port: str
     told: Callable[[str], None] = lambda text: None
-    silent: bool = field(default=True, init=False)
 
     def listen(self, bauds: tuple[int, ...]) -> list[Heard]:
         """What fits at the first rate at which something fits."""
@@ -98,18 +99,24 @@ class Search:
             self.line.set_baud(baud)
             # a board that was reset by the opening needs its time, once
             grace = max((p.boot_s for p in self.wanted), default=0.0) if place == 0 and self._boots() else 0.0
-            data, times = self._take(grace)
-            if not data:
+            heard = self._take(LISTEN_S, grace)
+            if not heard[0]:
                 if place == 0:
                     break                   # silence is silence at any rate
                 continue
-            self.silent = False
-            found = [h for p in self.wanted if baud in bauds_of(p) or not _has_bauds(self.port)
-                     if (h := judged(p, self.port, baud, data, times)).fits]
+            wanted = [p for p in self.wanted if baud in bauds_of(p) or not _has_bauds(self.port)]
+            found = self._fitting(wanted, baud, heard)
+            if len(best(found)) > 1:
+                more = self._take(LONGER_S)
+                heard = heard[0] + more[0], heard[1] + more[1]
+                found = self._fitting([h.profile for h in found], baud, heard)
             if found:
                 return found
-            self.told(f"{self.port} at {baud}: {sum(map(len, data))} bytes that fit nothing")
+            self.told(f"{self.port} at {baud}: {sum(map(len, heard[0]))} bytes that fit nothing")
         return []
+
+    def _fitting(self, wanted: list[Profile], baud: int, heard: tuple[list[bytes], list[float]]) -> list[Heard]:
+        return [h for p in wanted if (h := judged(p, self.port, baud, *heard)).fits]
 
     def ask(self) -> list[Heard]:
         """The first device that answers; those that are checked best are spoken to first."""
@@ -131,7 +138,7 @@ class Search:
         except (UserError, ValueError):
             return None
         try:
-            data, times = self._take(0.0, rest)
+            data, times = self._take(LISTEN_S, 0.0, rest)
             found = judged(profile, self.port, baud, data, times, asked=True)
             return found if found.fits else None
         finally:
@@ -140,17 +147,19 @@ class Search:
                 while self.line.read(0.1):      # what was still on its way is not the next one's
                     pass
 
-    def _take(self, grace: float, data: bytes = b"") -> tuple[list[bytes], list[float]]:
-        """Portions and when they came: of LISTEN_S from the first byte on, which may be `grace` late."""
+    def _take(self, seconds: float, grace: float = 0.0, data: bytes = b"") -> tuple[list[bytes], list[float]]:
+        """Portions and when they came: of so many seconds from the first byte on, which may be `grace` late."""
         parts, times = ([data], [self.line.clock()]) if data else ([], [])
-        until = self.line.clock() + LISTEN_S + grace
-        while self.line.clock() < until:
-            part = self.line.read(0.05)
-            if part:
-                if not parts:
-                    until = self.line.clock() + LISTEN_S
-                parts.append(part)
-                times.append(self.line.clock())
+        until, left = self.line.clock() + seconds + grace, MOST
+        with contextlib.suppress(LineEnded):
+            while self.line.clock() < until and left > 0:
+                part = self.line.read(0.05)
+                if part:
+                    if not parts:
+                        until = self.line.clock() + seconds
+                    parts.append(part)
+                    times.append(self.line.clock())
+                    left -= len(part)
         return parts, times
 
     def _boots(self) -> bool:
@@ -187,7 +196,8 @@ def _looks(profile: Profile, counts: np.ndarray) -> tuple[float, float]:
     low, high = np.array([c.low for c in channels]), np.array([c.high for c in channels])
     spread = counts.std(0)
     moves = np.diff(counts.astype(np.float64), axis=0).std(0) if len(counts) > 1 else spread
-    rough = np.where(spread > 0, moves / np.maximum(spread, 1e-9), np.sqrt(2))
+    still = np.ptp(counts, axis=0) <= [STILL_UV * 1000 / (c.nv_per_count or np.inf) for c in channels]
+    rough = np.where(still, np.sqrt(2), moves / np.maximum(spread, 1e-9))
     return float(((counts >= low) & (counts <= high)).mean()), float(rough.mean())
 
 
@@ -248,7 +258,7 @@ CRITERIA: tuple[tuple[Callable[[Heard], float], Callable[[float], float]], ...] 
     (lambda h: -h.share, lambda least: least + TIED),
     (lambda h: not h.named, lambda least: least),
     (lambda h: -h.inside, lambda least: least + TIED),
-    (lambda h: h.rough, lambda least: 2 * least + 0.1),
+    (lambda h: h.rough, lambda least: 1.5 * least + 0.1),
     (lambda h: h.off, lambda least: least + RATE_NEAR),
     (lambda h: CHECKS.index(h.profile.check), lambda least: least),
     (lambda h: h.profile.name != h.profile.protocol, lambda least: least),      # claims more than was heard
