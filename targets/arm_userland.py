@@ -76,7 +76,7 @@ class Userland:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "QEMU_", "LD_"))}
         return subprocess.run(
             [self.path / "bin" / "qemu-aarch64", "-cpu", cpu, "-L", root, root / "usr" / "bin" / f"python{PYTHON}",
-             *(() if write else ("-B",)), "-s", *map(os.fspath, arguments)],
+             *(() if write else ("-B",)), "-s", *map(str, arguments)],
             env=kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, errors="replace",
             timeout=timeout)
 
