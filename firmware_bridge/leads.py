@@ -65,8 +65,9 @@ def wire(profile: Profile, wanted: tuple[str, ...] | None, words: str | None = N
          nv_per_count: float | None = None) -> Wiring:
     """The wiring for a manifest's leads; all leads that the words or the profile name when `wanted` is None.
 
-    words: a lead map, None for the profile's usual leads, or the first channel when one lead is wanted. UserError for
-    channels that do not exist, leads that the manifest does not list, leads missing, and an unknown scale.
+    words: a lead map, None for the profile's usual leads; when one lead is wanted, a channel that has a usual lead or
+    else the first. UserError for channels that do not exist, leads that the manifest does not list, leads missing, and
+    an unknown scale.
     """
     given = _given(profile, wanted, words)
     for lead in given:
@@ -95,7 +96,7 @@ def _given(profile: Profile, wanted, words: str | None) -> dict[str, str]:
     if wanted is None:
         return usual or {LEADS[k]: profile.channels[i].name for k, i in enumerate(profile.ecg[:len(LEADS)])}
     if len(wanted) == 1 and wanted[0] not in usual and not {"I", "II"} <= set(usual):
-        return {wanted[0]: profile.channels[profile.ecg[0]].name}
+        return {wanted[0]: next(iter(usual.values()), profile.channels[profile.ecg[0]].name)}
     return {lead: name for lead, name in usual.items() if lead in wanted or _helps(lead, wanted)}
 
 

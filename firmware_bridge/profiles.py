@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from train.say import choose
 
 # protocol -> module; each has PROFILES: name -> Profile, Decoder, Talk and Server (see wire.py)
-PROTOCOLS = {name: f"firmware_bridge.protocols.{name}" for name in ("cyton", "openview", "lines")}
+PROTOCOLS = {name: f"firmware_bridge.protocols.{name}" for name in ("cyton", "openview", "lines", "bitalino")}
 
 
 @dataclass(frozen=True)
