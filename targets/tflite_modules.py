@@ -20,8 +20,8 @@ from train.say import GraphError
 BYTE, WORD = 127, 32767
 LENGTH = 1 / 128            # grid of what int8 L2_NORMALIZATION writes
 GATE = 2.0 ** -15           # of what int16 LOGISTIC and TANH write
-DRIVE = 2.0 ** -12          # of pre-activations, +-8
-CELL = 2.0 ** -11           # of the cell, +-16
+DRIVE = 8.01 / WORD         # of pre-activations; a power of 2 would take LOGISTIC and TANH to slower, coarser kernels
+CELL = 16.01 / WORD         # of the cell
 COPIES = 2              # of a vector whose mean is taken away, each rounded at another place
 WIDER = 1.25             # grid of what is left without the mean: an outlier is farther from the mean than from 0
 FLOOR = 16                  # further channels that the floor of a norm may take
