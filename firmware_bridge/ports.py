@@ -310,13 +310,14 @@ class Plug:
         except LineLost: while (line := plug.again()) is None: go on with other work, 0.05 s or so
 
     port, baud, dtr, profile, speed: as for open_line; "sim" and "sim:RHYTHMS" start a simulator of `profile`, with
-    `faults` (words of faults.parse). tee: file that everything read is copied to.
+    `faults` (words of faults.parse) and `leads` (which channel measures what). tee: file that everything read is copied
+    to.
     """
 
     def __init__(self, port: str, baud: int = 115200, dtr: str = "any", profile: Profile | None = None,
-                 speed: float = 0.0, tee: str | Path | None = None, faults: str = ""):
+                 speed: float = 0.0, tee: str | Path | None = None, faults: str = "", leads: str | None = None):
         self.asked, self.port, self.baud, self.dtr = port, port, baud, dtr
-        self.profile, self.speed, self.tee, self.faults = profile, speed, tee, faults
+        self.profile, self.speed, self.tee, self.faults, self.leads = profile, speed, tee, faults, leads
         self.simulator, self._usb, self._place = None, None, ""
         self._line, self._capture, self._next, self._wait = None, None, 0.0, TRY_S
 
@@ -351,7 +352,8 @@ class Plug:
     def _simulate(self, rhythms: str) -> None:
         from firmware_bridge import profiles, simulate
         self.profile = self.profile or profiles.find("cyton")
-        self.simulator = simulate.Simulator(self.profile.name, rhythm=rhythms or "sinus", faults=self.faults)
+        self.simulator = simulate.Simulator(self.profile.name, rhythm=rhythms or "sinus", faults=self.faults,
+                                            leads=self.leads)
         self.port = self.simulator.start()
 
     def _opened(self, name: str) -> Line:
@@ -371,14 +373,16 @@ class Plug:
 
     def _names(self) -> list[str]:
         """Where it may be now: the ports of the same USB device, then the name it had."""
+        if self.simulator is not None:
+            return [self.simulator.port] if self.simulator.port else []
         names = []
         if self._usb is not None:
             same = [f for f in list_ports() if f.usb == self._usb]
             # without a serial number two of a kind differ only in their place on the bus
             sure = same if self._usb[2] or len(same) < 2 else [f for f in same if f.place == self._place]
             names = [f.port for f in sure]
-        here = self.port if self.simulator is not None else self.asked
-        return names if here in names else [*names, here] if self._usb is None or _by_link(here) else names
+        # without an identity, or with a name that stays with the device, the name is worth a try
+        return names if self.asked in names or (self._usb and not _by_link(self.asked)) else [*names, self.asked]
 
 
 def _is_tcp(name: str) -> bool:

@@ -33,7 +33,7 @@ class PtyEnd:
 
     @property
     def port(self) -> str:
-        """What to open."""
+        """What to open; "" while it is unplugged and has no link."""
         return str(self._link or self._name)
 
     def plug(self) -> None:
@@ -62,7 +62,8 @@ class PtyEnd:
             with contextlib.suppress(FileNotFoundError):
                 self._link.unlink()
         os.close(self._master)
-        self._master, self._had = None, False
+        # the name goes too: the system may give it to another program's terminal
+        self._master, self._name, self._had = None, "", False
 
     def present(self) -> bool:
         """Somebody has it open."""

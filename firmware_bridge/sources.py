@@ -19,7 +19,7 @@ import numpy as np
 from firmware_bridge.profiles import Profile
 from train.leads import parse_map
 from train.manifest import LEADS
-from train.say import UserError, choose
+from train.say import UserError, choose, need
 
 CHEST = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")     # eight channels give twelve leads
 SEGMENT_S = 60.0            # of the synthetic patient, made at once
@@ -86,6 +86,7 @@ def resampled(uv: np.ndarray, fs_in: float, fs: float) -> np.ndarray:
         else:
             padded = np.concatenate([uv, np.repeat(uv[:, -1:], kernel.taps, axis=1)], axis=1)
             return stream.push(padded)[:, round(kernel.delay):][:, :m]
+    need("scipy", "train")
     from scipy.signal import resample_poly
     rate = Fraction(fs / fs_in).limit_denominator(1000)
     real = resample_poly(uv.astype(np.float64), rate.numerator, rate.denominator, axis=1, padtype="line")

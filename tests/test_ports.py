@@ -258,6 +258,17 @@ def test_the_simulator_is_a_port_like_any_other():
     assert plug.simulator.error is None
 
 
+def test_the_simulator_is_pulled_out_and_plugged_in_as_hardware_is():
+    plug = Plug("sim", profile=profiles.find("max30003"), faults="unplug=0.3/0.3", leads="ecg=V2")
+    line = plug.open()
+    assert plug.simulator.signal.leads == ("V2",)
+    assert lost_within(line) < 0.2 + 0.3 + DEADLINE
+    line, took = back_within(plug)
+    assert took < 0.3 + DEADLINE and line.read(5.0)
+    plug.close()
+    assert plug.simulator.error is None
+
+
 # ---- files
 
 class Says:

@@ -65,6 +65,17 @@ def placed(profile, found):
     return [p for p in parts if not isinstance(p, Gap)], [p for p in parts if isinstance(p, Gap)]
 
 
+def gaps_when_broken(profile, found, gone):
+    """The gaps between blocks of a line that was lost at `gone`."""
+    line, out = Timeline(profile, profile.fs), []
+    for block in found:
+        if gone is not None and block.arrived > gone:
+            line.broken("unplugged")
+            gone = None
+        out += line.push(block)
+    return [p for p in out if isinstance(p, Gap)]
+
+
 @pytest.mark.parametrize("name", list(profiles.profiles()))
 def test_every_front_end_sends_what_it_measures_to_half_an_lsb(name):
     with Simulator(name, seed=3, speed=8) as device:
@@ -157,8 +168,9 @@ def test_a_counter_that_starts_near_its_wrap_wraps_without_a_gap():
     assert not gaps and sum(len(r.counts) for r in runs) >= 290
 
 
-def test_an_unplugged_device_comes_back_and_goes_on_where_it_would_be(tmp_path):
-    device = Simulator("max30003", faults="unplug=0.6/0.7", link=tmp_path / "port")
+@pytest.mark.parametrize("tcp", [None, 0])
+def test_an_unplugged_device_comes_back_and_goes_on_where_it_would_be(tmp_path, tcp):
+    device = Simulator("max30003", faults="unplug=0.6/0.7", tcp=tcp, link=tmp_path / "port")
     with device:
         plug = Plug(device.port, 57600)
         line, gone, back, found = plug.open(), None, None, []
@@ -179,6 +191,8 @@ def test_an_unplugged_device_comes_back_and_goes_on_where_it_would_be(tmp_path):
     assert gone and back and 0.2 < back - gone < 0.7 + 1.0
     arrivals = [b.arrived for b in found]
     assert max(np.diff(arrivals)) < 0.7 + 1.0 and arrivals[-1] > back
+    gaps = gaps_when_broken(device.profile, found, gone)
+    assert sum(g.length for g in gaps) / 128 == pytest.approx(back - gone, abs=0.5)
     assert device.summary()["unplugs"] == 1 and device.summary()["clients"] == 2
     assert not (tmp_path / "port").exists()
 
@@ -196,6 +210,18 @@ def test_electrodes_come_off_to_the_rail_and_are_reported():
                                                                       np.array([[0, 1, 0, 0], [0, 0, 0, 1]], bool))
     assert mask.tolist() == [0, 1, 0, 4] and counts[1, 0] == counts[3, 2] == p.channels[0].high
     assert counts[0, 0] == -counts[0, 2] > 0 and not counts[:, 1].any()
+
+
+@pytest.mark.parametrize("name", ["cyton"] + [n for n, p in profiles.profiles().items() if p.lead_off == "frame"])
+def test_an_electrode_that_is_off_shows_at_the_other_end(name):
+    with Simulator(name, faults="lead-off=60", speed=20, leads=f"{profiles.find(name).channels[0].name}=II") as device:
+        profile, found = heard(device, 15 * device.fs)
+    off = np.concatenate([b.lead_off for b in found]) & 1
+    if profile.lead_off == "signal":
+        off = np.concatenate([b.counts for b in found])[:, 0] == device.profile.channels[0].high
+    assert device.damage.count.lead_offs >= 3 and 0.2 < off.mean() < 1
+    lengths = np.diff(np.flatnonzero(np.diff(off.astype(int), prepend=0)))
+    assert (lengths > 0.5 * device.fs).any()
 
 
 @pytest.mark.parametrize("words", ["drap=1", "drop=2", "drop=x", "drop", "unplug=3", "unplug=/", "burst=-1", "skip=nan",
