@@ -7,8 +7,9 @@ by a constant, which carries the relative bias as well.
 
 Integer probabilities are 1/256. Eight bits over all scores would be half a nat a step in a sharp net, so a first
 product on that grid only finds each row's largest score; a second one, with that score as further columns of its depth,
-subtracts it inside the accumulator and keeps the FAR nats below it. What lies deeper, hidden keys among it, ends on the
-last code. Where few products are made, and for a difference of two maps, everything is int16 instead.
+subtracts it inside the accumulator and keeps what lies a few nats below it; the rest, hidden keys among it, ends on the
+last code. int16 has none of these cares but takes five to ten times as long: it serves the difference of two maps, and
+rows of more than LONG keys where there are few of them.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ class Attention(TfliteFile):
         return self.op(kind, inputs, about.shape, self.grid(value), about.zero, about.dtype, **options)
 
     def widened(self, value: int) -> int:
-        """The same codes as int16."""
+        """The same codes as int16; QUANTIZE would take as long as the product."""
         return self.op("CAST", [value], self.extent(value), self.grid(value), dtype="int16")
 
     def difference(self, a: int, b: int, share: float) -> int:
