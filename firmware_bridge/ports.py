@@ -359,9 +359,11 @@ class Plug:
     def _opened(self, name: str) -> Line:
         if name.startswith("/") and self._line is not None and not os.path.exists(name):
             raise LineLost(errno.ENOENT, f"{name} is not back")
-        baud = self.baud or 115200
-        line = TcpLine(name, TRY_MOST_S) if self._line is not None and _is_tcp(name) else \
-            open_line(name, baud, self.dtr, self.profile, self.speed)
+        again = self._line is not None
+        if again:
+            self._line.close()          # one on which the device did not answer still holds the port
+        line = TcpLine(name, TRY_MOST_S) if again and _is_tcp(name) else \
+            open_line(name, self.baud or 115200, self.dtr, self.profile, self.speed)
         known = next((f for f in list_ports() if f.port == os.path.realpath(name)), None) if _is_serial(name) else None
         if known is not None and known.usb is not None:
             self._usb, self._place = known.usb, known.place

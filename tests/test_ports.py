@@ -207,6 +207,9 @@ def test_a_port_that_comes_back_is_found_and_waiting_costs_next_to_nothing(tmp_p
     assert took < DEADLINE
     os.write(cable.far, b"again")
     assert line.read(1.0) == b"again"
+    line = plug.again()                 # asked for once more, as when the device did not answer on it
+    os.write(cable.far, b"and again")
+    assert line.read(1.0) == b"and again"
     plug.close()
     cable.pull()
 
