@@ -120,31 +120,34 @@ class Search:
 
     def ask(self) -> list[Heard]:
         """The first device that answers; those that are checked best are spoken to first."""
-        for profile in sorted(self.wanted, key=lambda p: CHECKS.index(p.check)):
-            if not speaks(profile):
-                continue
+        deaf = set()                        # protocols without an answer: their other profiles say the same words
+        for profile in sorted(filter(speaks, self.wanted), key=lambda p: CHECKS.index(p.check)):
             for baud in bauds_of(profile) if _has_bauds(self.port) else bauds_of(profile)[:1]:
+                if (profile.protocol, baud) in deaf:
+                    continue
                 self.told(f"{self.port} at {baud}: asking for {profile.title}")
                 self.line.set_baud(baud)
                 found = self._asked(profile, baud)
-                if found is not None:
+                if found is None:
+                    deaf.add((profile.protocol, baud))
+                elif found.fits:
                     return [found]
         return []
 
     def _asked(self, profile: Profile, baud: int) -> Heard | None:
+        """What is heard of a device that was started, and is stopped again; None without an answer."""
         talk = profiles.module(profile.protocol).Talk(profile)
         try:
             profile, rest = talk.begin(self.line)
         except (UserError, ValueError):
             return None
         try:
-            data, times = self._take(LISTEN_S, 0.0, rest)
-            found = judged(profile, self.port, baud, data, times, asked=True)
-            return found if found.fits else None
+            return judged(profile, self.port, baud, *self._take(LISTEN_S, 0.0, rest), asked=True)
         finally:
             talk.end(self.line)
-            with contextlib.suppress(LineLost):
-                while self.line.read(0.1):      # what was still on its way is not the next one's
+            until = self.line.clock() + LISTEN_S
+            with contextlib.suppress(LineLost):     # what was still on its way is not the next one's
+                while self.line.clock() < until and self.line.read(0.1):
                     pass
 
     def _take(self, seconds: float, grace: float = 0.0, data: bytes = b"") -> tuple[list[bytes], list[float]]:
