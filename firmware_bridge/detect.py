@@ -312,7 +312,7 @@ def detect(port: str = "auto", protocol: str = "auto", baud: int | None = None,
             refusals.append(str(error.what))
     if not found:
         raise MissingError(f"no front-end was heard at {', '.join(names)}" + "".join(f"; {r}" for r in refusals),
-                           ", ".join(sorted({p.title for p in wanted})),
+                           "; ".join(sorted({p.title for p in wanted})),
                            "switch it on, and name it: --port PORT --protocol P --baud B")
     if len(found) > 1:
         raise UserError("it may be one of several:\n    " + "\n    ".join(h.why for h in found), "one of them",
