@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from train.say import choose
 
 # protocol -> module; each has PROFILES: name -> Profile, Decoder, Talk and Server (see wire.py)
-PROTOCOLS = {name: f"firmware_bridge.protocols.{name}" for name in ("cyton", "openview", "lines", "bitalino")}
+PROTOCOLS = {name: f"firmware_bridge.protocols.{name}"
+             for name in ("cyton", "openview", "lines", "bitalino", "shimmer3")}
 
 
 @dataclass(frozen=True)
