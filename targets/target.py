@@ -137,6 +137,9 @@ def labels(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
 def open_run(run: str | Path) -> tuple[Manifest, Graph]:
     """Manifest and integer graph of a frozen run; UserError when it is not frozen yet."""
     manifest = manifests.load(run)
+    if not manifest.frozen and manifest.preset.startswith("paper"):
+        raise UserError(f"{run} has the paper's size, which has no integer graph", "a preset for devices",
+                        f"float and Q/DQ ONNX files of it: python compress/export_onnx.py --run {run}")
     if not manifest.frozen:
         raise UserError(f"{run} is trained but not quantized", "a run that compress/qat.py has frozen",
                         f"python compress/qat.py --arch {manifest.arch} --run {run}")

@@ -280,7 +280,9 @@ class Fit:
                                        len(names))
                 say.info("validation, float, argmax without offsets:")
                 say.table(score.rows(tables, names), score.HEADER)
-        then = f"{self.run} is trained. Next: python compress/qat.py --run {self.run}"
+        paper = self.job.preset.startswith("paper")
+        step = "compress/export_onnx.py" if paper else "compress/qat.py"
+        then = f"{self.run} is trained. Next: python {step} --run {self.run}"
         if self.job.labels is not None:
             then = f"{self.run} is trained on {self.job.labels:g} of the labels; compress/qat.py would use all of them"
         say.info(then)
