@@ -48,10 +48,11 @@ def opened_model(args):
     return target.open_run(args.run)
 
 
-def connected(args):
+def connected(args, manifest):
     """(plug, line, talk, profile as the device says it is, bytes read too far)."""
     from firmware_bridge import ports, profiles
-    if args.port == "auto" or (args.protocol == "auto" and args.port.partition(":")[0] not in ("sim", "file")):
+    simulated = args.port.partition(":")[0] == "sim"
+    if args.port == "auto" or (args.protocol == "auto" and not simulated):
         from firmware_bridge import detect
         found = detect.detect(args.port, args.protocol, args.baud)
         say.info(found.why)
@@ -60,7 +61,8 @@ def connected(args):
         port, baud = args.port, args.baud
         profile = profiles.find("cyton" if args.protocol == "auto" else args.protocol)
     baud = baud or (profile.bauds or (115200,))[0]
-    plug = ports.Plug(port, baud, profile.dtr, profile, tee=args.tee, faults=args.fault)
+    plug = ports.Plug(port, baud, profile.dtr, profile, tee=args.tee, faults=args.fault,
+                      leads=measured_leads(args, manifest, profile) if simulated else None)
     line = plug.open()
     talk = profiles.module(profile.protocol).Talk(profile)
     try:
@@ -69,6 +71,14 @@ def connected(args):
         plug.close()
         raise
     return plug, line, talk, profile, rest
+
+
+def measured_leads(args, manifest, profile) -> str | None:
+    """What a simulated front-end measures: what was asked for, or what the model wants, on its first channels."""
+    if args.leads or manifest is None:
+        return args.leads
+    names = [profile.channels[i].name for i in profile.ecg]
+    return ",".join(f"{name}={lead}" for name, lead in zip(names, manifest.waveform.leads, strict=False))
 
 
 def measured_rate(line, decoder, seconds: float = RATE_S) -> tuple[float, bytes]:
@@ -131,7 +141,7 @@ def main(args) -> dict:
     from firmware_bridge import profiles
     from firmware_bridge.loop import Loop
     manifest, graph = opened_model(args)
-    plug, line, talk, profile, rest = connected(args)
+    plug, line, talk, profile, rest = connected(args, manifest)
     try:
         fs = args.rate or profile.fs
         if not fs:
