@@ -60,7 +60,10 @@ class Bridge:
         """Bytes that came in at `now` (host seconds, monotonic)."""
         for item in self.decoder.feed(data, now):
             if isinstance(item, Note):
-                self.emit(Event(self.timeline.next, "device", item.text, item.level))
+                if item.reset:
+                    self.broken("reset", item.text)
+                else:
+                    self.emit(Event(self.timeline.next, "device", item.text, item.level))
                 continue
             for part in self.timeline.push(item):
                 if isinstance(part, Gap):
@@ -89,8 +92,7 @@ class Bridge:
 
     def tick(self, now: float) -> None:
         """About ten times a second, also while nothing comes in."""
-        if self.classifier is not None:
-            self._decided(self.classifier.poll())
+        self._poll()
         for sink in list(self.sinks):
             self._guarded(sink, lambda s: s.tick(now))
 
@@ -98,8 +100,10 @@ class Bridge:
         """The session is over."""
         for one in (self.classifier, self.shadow):
             if one is not None:
-                self._decided(one.poll()) if one is self.classifier else None
                 one.close()
+        self._poll()
+        for index in sorted(self._ours):            # what the shadow has not found
+            self.emit(self._ours.pop(index))
         for sink in list(self.sinks):
             self._guarded(sink, lambda s: s.end())
         self.sinks = []
@@ -146,9 +150,16 @@ class Bridge:
 
     # ---- decisions
 
-    def _decided(self, decisions: list[Decision]) -> None:
+    def _poll(self) -> None:
+        """What has become ready since."""
+        if self.classifier is not None:
+            self._decided(self.classifier.poll())
+        if self.shadow is not None:
+            self._shadowed(self.shadow.poll())
+
+    def _decided(self, decisions: list[Decision | Event]) -> None:
         for decision in decisions:
-            if self.shadow is None:
+            if self.shadow is None or isinstance(decision, Event):
                 self.emit(decision)
             else:
                 self._ours[decision.index] = decision

@@ -13,7 +13,7 @@ import numpy as np
 
 from firmware_bridge.conditioner import Begin, Piece
 from firmware_bridge.engine import Engine
-from firmware_bridge.session import Decision
+from firmware_bridge.session import Decision, Event
 from train.frontend import SETTLE_S
 from train.manifest import Manifest
 from train.say import MissingError
@@ -22,11 +22,11 @@ from train.say import MissingError
 class Classifier(Protocol):
     """Where decisions come from."""
 
-    def push(self, item: Piece | Begin) -> list[Decision]:
+    def push(self, item: Piece | Begin) -> list[Decision | Event]:
         """What comes next in the stream -> the decisions that are ready by now."""
 
-    def poll(self) -> list[Decision]:
-        """Called when nothing comes in: what has become ready since. Empty for a classifier that never waits."""
+    def poll(self) -> list[Decision | Event]:
+        """What has become ready since, also after close(). Empty for a classifier that never waits."""
 
     def close(self) -> None:
         """Nothing follows."""

@@ -14,7 +14,7 @@ from train.say import choose
 
 # protocol -> module; each has PROFILES: name -> Profile, Decoder, Talk and Server (see wire.py)
 PROTOCOLS = {name: f"firmware_bridge.protocols.{name}"
-             for name in ("cyton", "openview", "lines", "bitalino", "shimmer3")}
+             for name in ("cyton", "openview", "lines", "bitalino", "shimmer3", "edgelink")}
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,15 @@ class Timeline:
         """The line went down or the device started anew: what comes next has no counter to follow. reason: of GAPS."""
         self._counter, self._why, self._down, self._held = None, reason, True, None
 
+    def index(self, counter: int) -> int | None:
+        """Of the moment to which the device gives this number; None while it is not known."""
+        if self._counter is None:
+            return None
+        ahead, turn = counter - self._counter, self.profile.counter
+        if turn is not None:
+            ahead = (ahead + turn // 2) % turn - turn // 2
+        return self.next + ahead // self._step()
+
     # ---- counters
 
     def _plausible(self, block: Block) -> list[Block]:

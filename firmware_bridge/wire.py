@@ -37,11 +37,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Note:
-    """Something a device said that is not a sample: text, a status, an overrun it reports. level: debug to error."""
+    """Something a device said that is not a sample: text, a status, an overrun it reports. level: debug to error.
+    reset: it began anew, and so do its counters in what follows."""
 
     text: str
     level: str = "info"
     arrived: float = 0.0
+    reset: bool = False
 
 
 @dataclass

@@ -101,10 +101,10 @@ class Device:
             if self.line.clock() >= until:
                 return
 
-    def hello(self) -> HelloRsp:
+    def hello(self, tries: int = TRIES) -> HelloRsp:
         """Ask the device who it is. After a reset of it, results are counted from 0 again."""
         nonce = secrets.randbits(32)
-        for _ in range(TRIES):
+        for _ in range(tries):
             self._hello = None
             self.send(edgelink.HelloReq(edgelink.MAJOR, edgelink.MAJOR, nonce))
             if self._until(lambda: self._hello is not None and self._hello.nonce == nonce):
@@ -152,9 +152,7 @@ class Device:
     def inject(self, values: np.ndarray, width: int, first: int = 0) -> list[Result]:
         """Have the device compute on values (moment, channel), codes of width 1 or microvolts of 2 to 4 bytes, as fast
         as it can; the decisions they make."""
-        about = self.about or self.hello()
-        room = about.max_frame - edgelink.HEAD.size - 4 - 8
-        step = max(1, min(255, room // (values.shape[1] * width)))
+        step = max(1, min(255, self.room // (values.shape[1] * width)))
         seen = len(self.results)
         for at in range(0, len(values), step):
             self.request(edgelink.Inject.of(first + at, values[at:at + step], width))
@@ -162,20 +160,27 @@ class Device:
 
     def inject_window(self, inputs: bytes) -> list[Result]:
         """Have the device evaluate one window: the codes of all inputs of the model in order."""
-        about = self.about or self.hello()
-        step, seen = min(255, about.max_frame - edgelink.HEAD.size - 4 - 8), len(self.results)
+        step, seen = min(255, self.room), len(self.results)
         for at in range(0, len(inputs), step):
             part = inputs[at:at + step]
             last = edgelink.LAST if at + step >= len(inputs) else 0
             self.request(edgelink.InjectWindow(at, len(part), 0, 0, 0, part), last)
         return self.results[seen:]
 
-    def live(self, values: np.ndarray, first: int, width: int = 3, lead_off: int = 0) -> None:
-        """Send microvolts (moment, channel), the last of them taken just now; the device does not confirm them."""
-        fs, now = (self.about or self.hello()).fs, self.line.clock()
-        for at in range(0, len(values), LIVE):
-            taken = now - (len(values) - 1 - at) / fs
-            self.send(edgelink.Samples.of(first + at, values[at:at + LIVE], width, lead_off), at=taken)
+    def live(self, values: np.ndarray, first: int, width: int = 3, lead_off: int = 0, now: float | None = None) -> None:
+        """Send microvolts (moment, channel), the last of them taken at `now`, by default just now; the device does not
+        confirm them."""
+        about = self.about or self.hello()
+        now = self.line.clock() if now is None else now
+        step = min(LIVE, self.room // (values.shape[1] * width))
+        for at in range(0, len(values), step):
+            taken = now - (len(values) - 1 - at) / about.fs
+            self.send(edgelink.Samples.of(first + at & 0xFFFFFFFF, values[at:at + step], width, lead_off), at=taken)
+
+    @property
+    def room(self) -> int:
+        """Bytes of samples that fit into a frame."""
+        return (self.about or self.hello()).max_frame - edgelink.HEAD.size - 4 - 8
 
     def statuses(self) -> list[edgelink.Status]:
         """All that came so far."""
