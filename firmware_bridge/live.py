@@ -36,6 +36,8 @@ def parser() -> say.Parser:
                    help="how far the measured rate may lie beside the profile's (0.05)")
     p.add_argument("--fault", default="", help="with --port sim: faults of simulate.py, such as drop=1e-3,unplug=20/5")
     p.add_argument("--tee", metavar="FILE", help="keep the raw bytes too, to be heard again with --port file:FILE")
+    p.add_argument("--page", nargs="?", type=int, const=8300, metavar="PORT", help="live page for a browser (8300)")
+    p.add_argument("--listen", metavar="ADDR", help="serve the page on this address, with a token (this computer only)")
     p.add_argument("--seconds", type=say.positive(float), help="end after so long")
     return p
 
@@ -65,6 +67,8 @@ def connected(args, manifest):
                       leads=measured_leads(args, manifest, profile) if simulated else None)
     line = plug.open()
     talk = profiles.module(profile.protocol).Talk(profile)
+    if args.port.startswith("file:") and profile.check != "text":     # a recording does not answer
+        return plug, line, talk, profile, b""
     try:
         profile, rest = talk.begin(line)
     except Exception:
@@ -117,6 +121,7 @@ def made_bridge(args, manifest, graph, profile, fs: float):
     from firmware_bridge import leads, profiles
     from firmware_bridge.bridge import Bridge
     from firmware_bridge.session import Session
+    from firmware_bridge.sinks import page
     from firmware_bridge.sinks.terminal import Terminal
     from firmware_bridge.watch import Watch
     wanted = manifest.waveform.leads if manifest else None
@@ -129,7 +134,7 @@ def made_bridge(args, manifest, graph, profile, fs: float):
     session = Session(replace(profile, fs=fs), fs, wiring.leads, manifest, time.time(),
                       {"leads": args.leads or "", "target": args.target, "port": args.port})
     decoder = profiles.module(profile.protocol).Decoder(profile)
-    return Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), [Terminal()],
+    return Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), [Terminal(), *page.asked(args.page, args.listen)],
                   classifiers(args, manifest, graph, fs), allow=args.allow_rate)
 
 
