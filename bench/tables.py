@@ -5,7 +5,7 @@
     python bench/tables.py --check     fail when README.md says something else than the figures
 
 Tables: sweep, ablation, stream (bench/results/sweep/*.json), memory (memory.json), labels (labels/*.json), distill
-(distill.json), kernels (kernels-*.json), mcu (mcu-m4.json) and runtimes (runtimes.json).
+(distill.json), kernels (kernels-*.json), mcu (mcu-m4.json), runtimes (runtimes.json) and parity (parity.json).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TASKS = {"cinc2017": ("CinC 2017", "mean F1 of N, A, O"), "mitbih": ("MIT-BIH, beat-given", "mean F1 of N, S, V"),
          "ptbxl": ("PTB-XL", "macro AUROC")}
 CORES = ("m0plus", "m3", "m4", "m7", "m33", "m55")
+PARITY = ("host", "arm", "litert", "jetson")
 COST = ("kB flash", "kB RAM", "MMAC")
 
 
@@ -207,6 +208,27 @@ def runtimes_table() -> str:
                            "int8", "gain of int8", "generated C"], rows)
 
 
+def parity_table() -> str:
+    """Every runtime against the reference on records' windows."""
+    found = _results("parity")
+    if not found:
+        return "Not compared yet: `python bench/parity.py --run RUN ... --target arm litert --data DIR --write`.\n"
+    cells: dict[str, dict] = {}
+    for r in found["rows"]:
+        cells.setdefault(r["run"], {})[r["target"]] = r
+    rows = [[f"`{run}`", *(_agreement(cells[run].get(t)) for t in PARITY)]
+            for run in sorted(cells, key=lambda name: (name.split("-")[-1], name.split("-")[-2], name))]
+    return _table(["run", "`host`, `mcu`", "`arm` (ONNX Runtime)", "`litert`", "`jetson`, run by ONNX Runtime"], rows)
+
+
+def _agreement(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    a = row["agreement"]
+    text = f"{100 * a['labels']:.2f} %, {a['p99']:g}, {a['worst']}"
+    return text if row["agrees"] else f"**{text}**"
+
+
 def _p50(row: dict | None) -> str:
     return f"{row['p50_ms']:.3f}" if row else "-"
 
@@ -218,7 +240,7 @@ def _results(name: str) -> dict | None:
 
 TABLES = {"sweep": sweep_table, "ablation": ablation_table, "stream": stream_table, "memory": memory_table,
           "labels": labels_table, "distill": distill_table, "kernels": kernels_table, "mcu": mcu_table,
-          "runtimes": runtimes_table}
+          "runtimes": runtimes_table, "parity": parity_table}
 
 
 def rendered(text: str) -> str:
