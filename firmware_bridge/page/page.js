@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: Apache-2.0
+// The live page: what sinks/page.py sends, drawn on ECG paper. A pen sweeps from left to right and wipes what lies
+// just ahead of it, so each moment is drawn once; only a new size or colour draws a whole sweep again.
+"use strict";
+
+const MM = 96 / 25.4;               // CSS pixels of a millimetre
+const SPEED = 25, GAIN = 10;        // mm/s and mm/mV
+const KEPT_S = 40;                  // of samples held here
+const DELAY_S = 0.35;               // the pen stays behind the newest moment, so that it moves evenly
+const AHEAD_MM = 6;                 // wiped in front of the pen
+const QUIET_S = 2;                  // without a sample, and the figures are said to be old
+const LANE = 14, TICKS = 12;        // px in the strip: a class, the R peaks
+const ALL = -1;                     // a run over all lanes
+const NONE = 0, HERE = 1, GAP = 2, SKIPPED = 3;     // what is known of a moment
+
+const $ = id => document.getElementById(id);
+const paper = $("paper"), trace = $("trace"), strip = $("strip");
+const view = { scale: 1, colours: {}, held: false, dirty: true, before: 0 };
+let session = null;                 // the heading; store and pen belong to it
+let store = null, pen = null;
+
+// ---- small things
+
+function remembered(key, value) {
+  try {
+    if (value === undefined) return localStorage.getItem(key);
+    localStorage.setItem(key, value);
+  } catch { /* refused in private windows */ }
+  return null;
+}
+
+function colour(name) {
+  $("probe").style.color = `var(--${name})`;
+  return getComputedStyle($("probe")).color;
+}
+
+const hue = k => `hsl(${(210 + k * 137.5) % 360} 75% 28%)`;     // white text can be read on all of them
+
+function clock(moment) {
+  const s = Math.floor(moment / session.fs), two = n => String(n).padStart(2, "0");
+  return `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
+}
+
+function text(id, words) {
+  const element = $(id);
+  if (element.textContent !== words) element.textContent = words;
+}
+
+// ---- what comes in
+
+function begin(heading) {
+  const size = Math.ceil(KEPT_S * heading.fs);
+  session = heading;
+  store = {
+    size, next: null, heard: performance.now(),
+    uv: heading.leads.map(() => new Int32Array(size)), off: new Uint32Array(size), is: new Uint8Array(size),
+    runs: [], beats: [],
+  };
+  pen = { at: 0, drawn: 0, moments: 1, px: 1 };
+  text("session", `${heading.session}, ${heading.leads.length} lead${heading.leads.length > 1 ? "s" : ""}, ` +
+       `${heading.fs} Hz`);
+  text("device", heading.title);
+  text("model", heading.model ? `${heading.model} ${heading.identity.slice(0, 16)}` : "none, nothing is classified");
+  text("class", heading.model ? "no decision yet" : "no model");
+  $("class").className = "big";
+  text("bpm", "--");
+  $("events").replaceChildren();
+  layout();
+}
+
+function samples(buffer) {
+  const head = new DataView(buffer), leads = head.getUint16(2, true), n = head.getUint32(4, true);
+  const first = Number(head.getBigInt64(8, true)), narrow = head.getUint8(1) === 2;
+  const values = new (narrow ? Int16Array : Int32Array)(buffer, 16), off = values.subarray(leads * n);
+  if (store.next === null) pen.at = pen.drawn = store.next = first;
+  hole(first, SKIPPED);
+  for (let i = 0; i < n; i++) {
+    const slot = (first + i) % store.size;
+    for (let k = 0; k < leads; k++) store.uv[k][slot] = values[k * n + i];
+    store.off[slot] = off[i];
+    store.is[slot] = HERE;
+  }
+  store.next = first + n;
+  store.heard = performance.now();
+}
+
+function hole(until, why) {         // moments up to `until` did not come
+  if (store.next === null) return;
+  for (let i = Math.max(store.next, until - store.size); i < until; i++) store.is[i % store.size] = why;
+  store.next = Math.max(store.next, until);
+}
+
+function run(from, to, lane, words, fill) {     // in the strip; one that goes on is made longer
+  const last = store.runs.findLast(r => r.lane === lane);
+  if (last && last.words === words && from <= last.to && to >= last.to) last.to = to;
+  else store.runs.push({ from, to, lane, words, fill });
+}
+
+function decision(d) {
+  const none = session.classes.length > 0 && d.present.length === 0;
+  text("class", d.unreliable ? `unreliable: ${d.unreliable}` : none ? "none of the classes" : d.present.join(" + "));
+  $("class").className = d.unreliable ? "big unreliable" : "big";
+  if (d.unreliable) run(d.from, d.to, ALL, `unreliable: ${d.unreliable}`, "hatch");
+  for (const name of d.present) {
+    const lane = session.classes.indexOf(name);
+    run(d.from, d.to, lane, name, hue(lane));
+  }
+}
+
+function totals(t) {
+  const missing = Object.entries(t.missing).map(([why, n]) => `${n} ${why}`).join(", ");
+  text("missing", missing ? `${missing} moments` : "none");
+  text("twin", t.compared ? `agrees ${t.equal} of ${t.compared}` : "not compared");
+  text("latency", t.p50 === null ? "no decision yet" : `p50 ${t.p50} ms, p95 ${t.p95} ms`);
+  histogram(t.edges, t.counts);
+}
+
+function quality(q) {
+  session.leads.forEach((lead, k) => {
+    const { grade, reason } = q.leads[lead], mark = $("leads").children[k].lastChild;
+    mark.className = grade;
+    mark.textContent = reason ? `${grade} ${reason}` : grade;
+  });
+}
+
+function event(e) {
+  const line = document.createElement("li");
+  line.className = e.level;
+  line.textContent = `${clock(e.index)}  ${e.kind}: ${e.text}`;
+  $("events").prepend(line);
+  while ($("events").children.length > 8) $("events").lastChild.remove();
+}
+
+const takes = {
+  session: begin, decision, totals, quality, event,
+  gap(g) {
+    run(g.first, g.first + g.length, ALL, `gap: ${g.reason}`, "hatch");
+    hole(g.first + g.length, GAP);
+  },
+  beat(b) {
+    store.beats.push(b.index);
+    if (b.bpm !== null) text("bpm", String(Math.round(b.bpm)));
+  },
+  skipped(s) {
+    event({ index: store.next || 0, kind: "page", level: "warning", text: `too slow, skipped ${s.frames} frames` });
+  },
+  end() { event({ index: store.next || 0, kind: "page", level: "info", text: "the session has ended" }); },
+};
+
+function take(data) {
+  if (data instanceof ArrayBuffer) samples(data);
+  else {
+    const told = JSON.parse(data);
+    if (takes[told.type]) takes[told.type](told);
+  }
+  view.dirty = true;
+}
+
+// ---- paper
+
+function layout() {                 // all sizes, then everything once
+  const wide = Math.floor($("sheet").clientWidth), mm = MM * view.scale, n = session ? session.leads.length : 1;
+  const row = Math.round(mm * (n === 1 ? 40 : n <= 3 ? 28 : 16)), lanes = session ? session.classes.length : 0;
+  Object.assign(view, { wide, mm, row, high: row * n, lanes: Math.max(lanes, 1), dpr: window.devicePixelRatio || 1 });
+  for (const [canvas, high] of [[paper, view.high], [trace, view.high], [strip, TICKS + LANE * view.lanes]])
+    sized(canvas, wide, high);
+  $("bar").style.width = `${50 * mm}px`;
+  for (const name of ["ink", "fine", "coarse", "hole", "off", "text", "paper", "faint"])
+    view.colours[name] = colour(name);
+  view.hatch = hatched();
+  grid();
+  if (session) {
+    labels();
+    pen.px = SPEED * mm / session.fs;
+    pen.moments = Math.max(Math.floor(wide / pen.px), 1);
+    again();
+  }
+}
+
+function sized(canvas, wide, high) {
+  canvas.width = Math.round(wide * view.dpr);
+  canvas.height = Math.round(high * view.dpr);
+  canvas.style.width = `${wide}px`;
+  canvas.style.height = `${high}px`;
+  canvas.getContext("2d").setTransform(view.dpr, 0, 0, view.dpr, 0, 0);
+}
+
+function grid() {
+  const g = paper.getContext("2d"), line = 1 / view.dpr;
+  const snap = v => Math.round(v * view.dpr) / view.dpr;
+  for (const [step, name] of [[1, "fine"], [5, "coarse"]]) {
+    g.fillStyle = view.colours[name];
+    for (let i = 0; i * view.mm * step <= view.wide; i++) g.fillRect(snap(i * view.mm * step), 0, line, view.high);
+    for (let i = 0; i * view.mm * step <= view.high; i++) g.fillRect(0, snap(i * view.mm * step), view.wide, line);
+  }
+}
+
+function hatched() {                // a pattern of slanting lines
+  const tile = document.createElement("canvas"), n = Math.round(8 * view.dpr);
+  tile.width = tile.height = n;
+  const g = tile.getContext("2d");
+  g.strokeStyle = view.colours.hole;
+  g.lineWidth = n / 5;
+  g.beginPath();
+  for (const d of [-n, 0, n]) { g.moveTo(d - 1, n + 1); g.lineTo(d + n + 1, -1); }
+  g.stroke();
+  const pattern = g.createPattern(tile, "repeat");
+  pattern.setTransform(new DOMMatrix().scale(1 / view.dpr));
+  return pattern;
+}
+
+function labels() {
+  const made = session.leads.map((lead, k) => {
+    const label = document.createElement("span"), grade = document.createElement("b");
+    label.className = "lead";
+    label.style.top = `${k * view.row + 2}px`;
+    grade.textContent = $("leads").children[k]?.lastChild.textContent || "";
+    grade.className = $("leads").children[k]?.lastChild.className || "";
+    label.append(`${lead} `, grade);
+    return label;
+  });
+  $("leads").replaceChildren(...made);
+}
+
+// ---- traces
+
+const x = moment => (moment % pen.moments) * pen.px;
+const ahead = () => Math.min(Math.ceil(AHEAD_MM * view.mm / pen.px), pen.moments - 1);
+
+function* sweeps(from, to) {        // [from, to) cut where the pen jumps back to the left
+  while (from < to) {
+    const end = Math.min(to, from - from % pen.moments + pen.moments);
+    yield [from, end];
+    from = end;
+  }
+}
+
+function* alike(from, to, of) {     // runs of moments for which `of` is the same
+  for (let a = from, b; a < to; a = b) {
+    const value = of(a % store.size);
+    for (b = a + 1; b < to && of(b % store.size) === value;) b++;
+    yield [a, b, value];
+  }
+}
+
+function columns(a, b, top, high) {      // a rectangle over moments, on whole pixels so that parts join
+  const left = Math.round(x(a) * view.dpr), right = Math.round((x(a) + (b - a) * pen.px) * view.dpr);
+  return [left / view.dpr, top, Math.max(right - left, Math.ceil(view.dpr)) / view.dpr, high];
+}
+
+function wipe(g, from, to) {
+  for (const [a, b] of sweeps(from, to)) {
+    const [left, , wide] = columns(a, b, 0, 0);
+    g.clearRect(left, 0, b % pen.moments ? wide : view.wide - left, view.high);
+  }
+}
+
+function draw(from, to) {           // the traces of [from, to); the moment before is there already
+  const g = trace.getContext("2d");
+  wipe(g, from + ahead(), to + ahead());
+  for (const [a, b] of sweeps(from, to)) {
+    holes(g, a, b);
+    g.strokeStyle = view.colours.ink;
+    g.lineWidth = 1.4;
+    g.lineJoin = g.lineCap = "round";
+    for (let k = 0; k < store.uv.length; k++) line(g, k, a, b);
+  }
+}
+
+function line(g, k, a, b) {
+  const { uv, is, size } = store, zero = (k + 0.5) * view.row, y = GAIN * view.mm / 1000;
+  let down = false;
+  g.beginPath();
+  for (let i = a % pen.moments ? a - 1 : a; i < b; i++) {
+    const slot = i % size;
+    if (is[slot] !== HERE) { down = false; continue; }
+    if (down) g.lineTo(x(i), zero - uv[k][slot] * y);
+    else g.moveTo(x(i), zero - uv[k][slot] * y);
+    down = true;
+  }
+  g.stroke();
+}
+
+function holes(g, a, b) {           // missing moments hatched, leads that are off shaded
+  for (const [from, to, what] of alike(a, b, slot => store.is[slot])) {
+    if (what === HERE || what === NONE) continue;
+    g.fillStyle = view.hatch;
+    g.fillRect(...columns(from, to, 0, view.high));
+  }
+  for (const [from, to, off] of alike(a, b, slot => store.is[slot] === HERE ? store.off[slot] : 0)) {
+    g.fillStyle = view.colours.off;
+    for (let k = 0; off && k < store.uv.length; k++)
+      if (off >> k & 1) g.fillRect(...columns(from, to, k * view.row, view.row));
+  }
+}
+
+function again() {                  // the whole sweep
+  trace.getContext("2d").clearRect(0, 0, view.wide, view.high);
+  if (store.next !== null) {
+    pen.drawn = Math.floor(pen.at);
+    draw(Math.max(pen.drawn - pen.moments + ahead(), store.next - store.size, 0), pen.drawn);
+  }
+  view.dirty = true;
+}
+
+function move(seconds) {            // the pen follows the newest moment, a little behind
+  const fs = session.fs, behind = (store.next - pen.at) / fs;
+  if (behind > 2) {
+    pen.at = store.next - DELAY_S * fs;
+    again();
+  } else {
+    const hurry = Math.max(1 + 2 * (behind - DELAY_S), 0.25);
+    pen.at = Math.min(pen.at + hurry * fs * seconds, store.next);
+  }
+  const to = Math.floor(pen.at + 1e-6);
+  if (to > pen.drawn) {
+    draw(pen.drawn, to);
+    pen.drawn = to;
+    view.dirty = true;
+  }
+}
+
+// ---- strip and histogram
+
+function marks() {                  // R peaks, gaps and classes of the sweep that is shown
+  const g = strip.getContext("2d"), high = TICKS + LANE * view.lanes;
+  const first = Math.max(pen.drawn - pen.moments + ahead(), 0);
+  store.beats = store.beats.filter(b => b >= first);
+  store.runs = store.runs.filter(r => r.to > first);
+  g.clearRect(0, 0, view.wide, high);
+  g.fillStyle = view.colours.text;
+  for (const b of store.beats) if (b < pen.drawn) g.fillRect(x(b) - 0.75, 2, 1.5, TICKS - 4);
+  g.font = "11px system-ui, sans-serif";
+  g.textBaseline = "middle";
+  for (const r of store.runs)
+    for (const [a, b] of sweeps(Math.max(r.from, first), Math.min(r.to, pen.drawn))) block(g, r, a, b);
+}
+
+function block(g, r, a, b) {
+  const [top, high] = r.lane === ALL ? [TICKS, LANE * view.lanes] : [TICKS + LANE * r.lane, LANE - 1];
+  const [left, , wide] = columns(a, b, top, high), hatch = r.fill === "hatch", room = wide - 6;
+  g.fillStyle = hatch ? view.hatch : r.fill;
+  g.fillRect(left, top, wide, high);
+  if (room < 6) return;
+  const words = fitting(g, r.words, room);
+  if (hatch) {                      // its reason has to be read on something plain
+    g.fillStyle = view.colours.paper;
+    g.fillRect(left + 2, top + 1, g.measureText(words).width + 4, LANE - 3);
+  }
+  g.fillStyle = hatch ? view.colours.text : "#fff";
+  g.fillText(words, left + 4, top + LANE / 2);
+}
+
+function fitting(g, words, room) {  // as much of a text as there is room for
+  let n = words.length;
+  while (n > 0 && g.measureText(words.slice(0, n)).width > room) n--;
+  return words.slice(0, n);
+}
+
+function histogram(edges, counts) {
+  const canvas = $("latencies"), wide = canvas.clientWidth, high = canvas.clientHeight, most = Math.max(...counts, 1);
+  const ratio = window.devicePixelRatio || 1, g = canvas.getContext("2d"), step = wide / counts.length;
+  canvas.width = Math.round(wide * ratio);
+  canvas.height = Math.round(high * ratio);
+  g.scale(ratio, ratio);
+  g.fillStyle = view.colours.faint;
+  g.fillRect(0, high - 1, wide, 1);
+  g.fillStyle = view.colours.text;
+  counts.forEach((n, i) => n && g.fillRect(i * step, high - Math.max(n / most * high, 1), step - 1, high));
+  canvas.setAttribute("aria-label", "latency histogram: " + counts.map((n, i) =>
+    n ? `${n} ${i < edges.length ? `below ${edges[i]}` : "above"} ms` : "").filter(Boolean).join(", "));
+}
+
+// ---- time, connection, controls
+
+function frame(now) {
+  const seconds = Math.min((now - view.before) / 1000, 0.25);
+  view.before = now;
+  if (session && store.next !== null && !view.held) {
+    move(seconds);
+    if (view.dirty) marks();
+    text("time", clock(pen.at));
+    view.dirty = false;
+  }
+  requestAnimationFrame(frame);
+}
+
+function standing() {               // the connection in words; old figures are dimmed
+  const open = view.socket?.readyState === WebSocket.OPEN;
+  const quiet = !store || store.next === null || performance.now() - store.heard > 1000 * QUIET_S;
+  text("connection", !open ? view.waiting || "connecting" : view.held ? "held" : quiet ? "connected, no samples" : "live");
+  document.body.classList.toggle("stale", !open || quiet);
+}
+
+function connect(wait) {
+  const address = new URL(`stream${location.search}`, location.href);
+  address.protocol = address.protocol.replace("http", "ws");
+  const socket = view.socket = new WebSocket(address);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = message => { wait = 0.5; take(message.data); };
+  socket.onopen = standing;
+  socket.onclose = () => {
+    view.waiting = "disconnected, trying again";
+    standing();
+    setTimeout(() => connect(Math.min(2 * wait, 8)), 1000 * wait);
+  };
+}
+
+function hold() {
+  view.held = !view.held;
+  $("hold").setAttribute("aria-pressed", String(view.held));
+  standing();
+}
+
+function theme() {
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  root.dataset.theme = (root.dataset.theme || dark) === "dark" ? "light" : "dark";
+  remembered("theme", root.dataset.theme);
+  layout();
+}
+
+function resize() {
+  view.scale = Number($("size").value) / 100;
+  text("percent", `${$("size").value} %`);
+  remembered("size", $("size").value);
+  layout();
+}
+
+function start() {
+  const kept = remembered("theme"), size = Number(remembered("size"));
+  if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
+  if (size) $("size").value = size;
+  resize();
+  $("hold").onclick = hold;
+  $("theme").onclick = theme;
+  $("size").oninput = resize;
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", layout);
+  new ResizeObserver(() => { if ($("sheet").clientWidth !== view.wide) layout(); }).observe($("sheet"));
+  setInterval(standing, 500);
+  connect(0.5);
+  requestAnimationFrame(frame);
+}
+
+start();
