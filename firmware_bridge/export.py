@@ -27,8 +27,8 @@ def parser() -> say.Parser:
 def main(args) -> dict:
     """Write it."""
     from firmware_bridge.recordings import Recording
-    from firmware_bridge.sinks.edf import export
-    done = export(Recording(args.recording), args.edf)
+    from firmware_bridge.sinks.edf import export as written
+    done = written(Recording(args.recording), args.edf)
     say.info(f"{done['file']}: {done['channels']} channels, {done['seconds']:.1f} s, {done['annotations']} annotations")
     if done["left_out"]:
         say.warn(f"{done['left_out']} annotations did not fit")

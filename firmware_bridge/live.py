@@ -35,6 +35,13 @@ def parser() -> say.Parser:
     p.add_argument("--allow-rate", type=say.share, default=0.05, metavar="SHARE",
                    help="how far the measured rate may lie beside the profile's (0.05)")
     p.add_argument("--fault", default="", help="with --port sim: faults of simulate.py, such as drop=1e-3,unplug=20/5")
+    p.add_argument("--record", metavar="DIR", help="keep the session as a WFDB record in this folder")
+    p.add_argument("--jsonl", metavar="FILE", help="what happens as lines of JSON; - for standard output")
+    p.add_argument("--jsonl-samples", action="store_true", help="the leads' samples among them")
+    p.add_argument("--lsl", nargs="?", const="computer", choices=("computer", "network"),
+                   help="the leads as an LSL outlet, announced on this computer or on the network too")
+    p.add_argument("--mqtt", metavar="URL", help="decisions, beats and events to a broker: mqtts://host")
+    p.add_argument("--mqtt-config", metavar="FILE", help="its username, password and certificates (sinks/mqtt.py)")
     p.add_argument("--tee", metavar="FILE", help="keep the raw bytes too, to be heard again with --port file:FILE")
     p.add_argument("--page", nargs="?", type=int, const=8300, metavar="PORT", help="live page for a browser (8300)")
     p.add_argument("--listen", metavar="ADDR", help="serve the page on this address, with a token (this computer only)")
@@ -113,6 +120,26 @@ def classifiers(args, manifest, graph, fs: float):
     return local
 
 
+def others(args) -> list:
+    """Sinks that keep the session or pass it on, as asked for."""
+    sinks = []
+    if args.record:
+        from firmware_bridge.sinks.recorder import Recorder
+        sinks.append(Recorder(args.record))
+    if args.jsonl:
+        from firmware_bridge.sinks.jsonl import JsonLines
+        if args.jsonl == "-" and args.json:
+            raise say.UserError("--json and --jsonl - both want standard output", "one of them", "--jsonl FILE")
+        sinks.append(JsonLines(args.jsonl, args.jsonl_samples))
+    if args.lsl:
+        from firmware_bridge.sinks.lsl import LslOutlet
+        sinks.append(LslOutlet(args.lsl))
+    if args.mqtt:
+        from firmware_bridge.sinks.mqtt import MqttClient
+        sinks.append(MqttClient(args.mqtt, args.mqtt_config))
+    return sinks
+
+
 def made_bridge(args, manifest, graph, profile, fs: float):
     """The bridge with everything that hangs on it."""
     import time
@@ -132,9 +159,11 @@ def made_bridge(args, manifest, graph, profile, fs: float):
     else:
         spec = manifest.frontend
     session = Session(replace(profile, fs=fs), fs, wiring.leads, manifest, time.time(),
-                      {"leads": args.leads or "", "target": args.target, "port": args.port})
+                      {"leads": args.leads or "", "nv_per_count": args.nv_per_count, "target": args.target,
+                       "port": args.port})
     decoder = profiles.module(profile.protocol).Decoder(profile)
-    return Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), [Terminal(), *page.asked(args.page, args.listen)],
+    sinks = [Terminal(), *page.asked(args.page, args.listen), *others(args)]
+    return Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), sinks,
                   classifiers(args, manifest, graph, fs), allow=args.allow_rate)
 
 
