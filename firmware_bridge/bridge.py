@@ -104,6 +104,8 @@ class Bridge:
         self._poll()
         for index in sorted(self._ours):            # what the shadow has not found
             self.emit(self._ours.pop(index))
+        for told in self.watch.flush():
+            self.emit(told)
         for sink in list(self.sinks):
             self._guarded(sink, lambda s: s.end())
         self.sinks = []

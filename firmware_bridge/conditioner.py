@@ -87,6 +87,9 @@ class Conditioner:
         """Cut where moments begin and cease to be bad; masks: reason -> bool (moment,)."""
         masked = np.any(list(masks.values()), axis=0)
         held = np.concatenate([self.masked, masked])
+        if not masked.any():
+            self.masked = held[-self.window:]
+            return [whole]
         total, n = np.cumsum(held), len(masked)
         over = masked & (total[self.window:] - total[:n] > self.allowed)
         self.masked = held[-self.window:]

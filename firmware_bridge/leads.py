@@ -7,11 +7,12 @@ has to be given: a wrong one would not be noticed, only classified.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_bridge.profiles import Profile
+from firmware_bridge.profiles import Channel, Profile
 from train.leads import DERIVED, derive, parse_map
 from train.manifest import LEADS
 from train.say import UserError
@@ -35,17 +36,37 @@ class Wiring:
     leads: tuple[str, ...]
     sources: dict[str, Source]
 
+    @functools.cached_property
+    def _columns(self) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Places, counts of 0 V and microvolts a count of the channels, in the order of sources."""
+        held = self.sources.values()
+        return [s.place for s in held], np.array([s.zero for s in held], float), np.array([s.uv for s in held])
+
+    @functools.cached_property
+    def _order(self) -> list[int] | None:
+        """Place among the sources of each lead, None when a lead derives from others."""
+        names = list(self.sources)
+        return [names.index(lead) for lead in self.leads] if set(self.leads) <= set(names) else None
+
     def uv(self, counts: np.ndarray) -> np.ndarray:
         """int32 (moment, channel) -> int32 microvolts (lead, moment), halves rounded up."""
-        held = {}
-        for lead, s in self.sources.items():
-            real = np.floor((counts[:, s.place].astype(np.float64) - s.zero) * s.uv + 0.5)
-            held[lead] = np.clip(real, -LIMIT_UV, LIMIT_UV).astype(np.int32)
-        return np.stack([held[lead] if lead in held else derive(lead, held["I"], held["II"]) for lead in self.leads])
+        places, zero, uv = self._columns
+        real = np.floor((counts[:, places] - zero) * uv + 0.5)
+        held = np.minimum(np.maximum(real, -LIMIT_UV), LIMIT_UV).astype(np.int32).T
+        return self._leads(held, lambda lead, by_name: derive(lead, by_name["I"], by_name["II"]))
+
+    def _leads(self, held: np.ndarray, other) -> np.ndarray:
+        """(source, moment) -> (lead, moment); other(lead, rows by source) for a lead that has no channel."""
+        if self._order is not None:
+            return np.ascontiguousarray(held[self._order])
+        by_name = dict(zip(self.sources, held, strict=True))
+        return np.stack([by_name[lead] if lead in by_name else other(lead, by_name) for lead in self.leads])
 
     def lead_off(self, masks: np.ndarray) -> np.ndarray:
         """uint32 (moment,) by channel -> by lead: a derived lead is off with either of those it comes from."""
         out = np.zeros_like(masks)
+        if not masks.any():
+            return out
         for k, lead in enumerate(self.leads):
             for name in (lead,) if lead in self.sources else ("I", "II"):
                 out |= (masks >> np.uint32(self.sources[name].place) & np.uint32(1)) << np.uint32(k)
@@ -53,12 +74,19 @@ class Wiring:
 
     def rails(self, counts: np.ndarray, profile: Profile) -> np.ndarray:
         """bool (lead, moment): a channel that the lead comes from is at 99 % of either rail or beyond."""
-        def at(source: Source) -> np.ndarray:
-            c = profile.channels[source.place]
-            margin = (c.high - c.low) / 200
-            return (counts[:, source.place] <= c.low + margin) | (counts[:, source.place] >= c.high - margin)
-        held = {lead: at(s) for lead, s in self.sources.items()}
-        return np.stack([held[lead] if lead in held else held["I"] | held["II"] for lead in self.leads])
+        low, high = _rails(profile.channels)
+        places = self._columns[0]
+        taken = counts[:, places]
+        at = ((taken <= low[places]) | (taken >= high[places])).T
+        return self._leads(at, lambda lead, by_name: by_name["I"] | by_name["II"])
+
+
+@functools.lru_cache(maxsize=8)
+def _rails(channels: tuple[Channel, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (channel,) that are 99 % of the way to either rail."""
+    low, high = (np.array([getattr(c, side) for c in channels], float) for side in ("low", "high"))
+    margin = (high - low) / 200
+    return low + margin, high - margin
 
 
 def wire(profile: Profile, wanted: tuple[str, ...] | None, words: str | None = None,

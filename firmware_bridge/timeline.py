@@ -101,7 +101,7 @@ class Timeline:
         counter = block.counter.astype(np.int64)
         step = self._step()
         first = counter[0] if self._counter is None else self._counter
-        if counter[0] == first and (np.diff(counter) % modulus == step).all():
+        if counter[0] == first and (len(counter) == 1 or (np.diff(counter) % modulus == step).all()):
             return [block]
         return self._cut(block, counter, step)
 

@@ -17,6 +17,7 @@ from train.frontend import FrontEnd, delay
 from train.resample import ratio
 
 MEMORY_S = 4        # of filtered signal, for beats that are looked at once they are whole
+GATHER_S = 0.2      # a port may bring moments one by one; nobody sees sooner than so
 
 
 class Watch:
@@ -27,6 +28,8 @@ class Watch:
         self.late = delay(spec, fs_in) / self.ratio                             # moments from R to its peak behind
         self.front, self.monitor = FrontEnd(spec, fs_in, len(leads)), Monitor(self.fs, len(leads))
         self.leads, self.polarity = leads, [Polarity(self.fs, lead) for lead in leads]
+        self.gather = round(GATHER_S * fs_in)                       # moments
+        self.pieces, self.held = [], 0                              # what waits to be so many, and how many it is
         self._begin(0)
 
     def _begin(self, first: int) -> None:
@@ -39,10 +42,21 @@ class Watch:
     def push(self, item: Piece | Begin) -> list[Beat | Quality | Event]:
         """What these moments tell."""
         if isinstance(item, Begin):
+            out = self.flush()
             self._begin(item.first)
+            return out
+        self.pieces.append(item)
+        self.held += item.uv.shape[1]
+        return self.flush() if self.held >= self.gather else []
+
+    def flush(self) -> list[Beat | Quality | Event]:
+        """What the moments tell that still wait."""
+        if not self.pieces:
             return []
-        x = self.front.push(item.uv)
-        off, rail = (self._stretched(mask, x.shape[1]) for mask in (item.off, item.rail))
+        uv, off, rail = (np.concatenate([getattr(p, name) for p in self.pieces], 1) for name in ("uv", "off", "rail"))
+        self.pieces, self.held = [], 0
+        x = self.front.push(uv)
+        off, rail = (self._stretched(mask, x.shape[1]) for mask in (off, rail))
         self.made += x.shape[1]
         self.x = np.concatenate([self.x, x], 1)
         out = [self._told(found) for found in self.monitor.push(x, off, rail)]

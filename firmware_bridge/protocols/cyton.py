@@ -81,7 +81,8 @@ class Decoder:
             return True
         # a frame that lost two bytes ends in the number of the next one, which looks like a stop byte 16 times in 256
         return self._near(buffer, at) and not any(
-            _fits(buffer, k) and self._near(buffer, k) for k in range(at + 1, at + LENGTH))
+            _fits(buffer, k) and self._near(buffer, k)
+            for k in range(at + 1, min(at + LENGTH, len(buffer) - LENGTH + 1)))
 
     def _near(self, buffer: bytes, at: int) -> bool:
         """The number is one of the next."""
