@@ -109,6 +109,14 @@ def test_the_bytes_that_were_lost_say_how_many_turns_the_sequence_took(bad):
     assert decoder.stats.damaged == {"crc": bad}
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_words_between_frames_are_not_taken_for_frames_that_were_lost(name):
+    sent, _ = frames(name, 100)
+    sent[50] = b"I (4711) adc: temperature 41, and more of that\r\n" + sent[50]
+    _, numbers, decoder = decoded(name, portions(b"".join(sent), most=40))
+    assert np.array_equal(numbers, np.arange(99)) and decoder.stats.text == decoder.stats.noise == 48
+
+
 def received(name, fault, p, n=12_000):
     """(right of the decoder, right behind a timeline, damage): bool by moment, whether it is the one that was sent."""
     profile = PROFILES[name]
@@ -147,6 +155,20 @@ def test_no_bytes_break_the_decoder_or_are_lost_from_its_account(name, parts):
     s = decoder.stats
     assert s.bytes == s.frames * decoder.size + s.noise + len(decoder._held)
     assert len(decoder._held) <= (bitalino.WINDOW + 3) * decoder.size
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_frames_cut_and_mixed_with_noise_keep_the_account_and_the_order(name, data):
+    raw = bytearray(b"".join(frames(name, 60)[0]))
+    for _ in range(data.draw(st.integers(0, 6))):
+        at = data.draw(st.integers(0, len(raw)))
+        raw[at:at + data.draw(st.integers(0, 60))] = data.draw(st.binary(max_size=60))
+    found, numbers, decoder = decoded(name, portions(bytes(raw), most=50))
+    s = decoder.stats
+    assert s.bytes == s.frames * decoder.size + s.noise + len(decoder._held)
+    assert len(found) == s.frames and (np.diff(numbers) > 0).all()
 
 
 def test_a_leap_there_and_back_is_suspect_and_a_step_is_not():

@@ -37,7 +37,7 @@ ROW = 3                                     # sound frames in a row that are bel
 WINDOW = 16                                 # frames that a search may span: then the sequence number is all there is
 LEAP_SHARE = 0.05                           # of the range in a millisecond, 0.15 mV: no heart goes there and back
 PAUSE_S = 0.1                               # the device needs so long between two bytes of command
-ANSWER_S, TRIES = 1.0, 3
+ANSWER_S, TRIES = 1.0, 2
 # bits of evidence for a sound frame; costs of a frame that is missing, of a byte that slipped, the most of both, and of
 # values that leap
 SOUND, MISSING, SLIP, MISSING_MOST, SLIP_MOST, LEAP = 8, 3, 3, 15, 12, 6
@@ -133,17 +133,17 @@ class Decoder:
             return self._mend(buffer, at + size * held, taken)
         if anchor is None:
             give_up = 0 if self._next is not None else max(rows, 0)
-            self._noise(give_up)
+            self._noise(buffer[at:at + give_up])
             return at + give_up, False
         end = 0
         if self._next is not None:
             # the first of the row may be a false one: the way goes to its last one, which is left to _run
             *path, anchor = self._path(buffer[at:], found[:anchor + (ROW - 1) * size + 1])
             for place in path:
-                self._noise(place - end)
+                self._noise(buffer[at + end:at + place])
                 self._take(buffer[at + place:at + place + size][None], taken)
                 end = place + size
-        self._noise(anchor - end)
+        self._noise(buffer[at + end:at + anchor])
         self._next = int(found[anchor])
         return at + anchor, True
 
@@ -197,9 +197,12 @@ class Decoder:
         self._seen, self._lost = int(frames[-1, -1] >> 4), 0
         self._next = self._seen + 1 & 15
 
-    def _noise(self, count: int) -> None:
-        self._lost += count
-        self.stats.noise += count
+    def _noise(self, data: np.ndarray) -> None:
+        text = int((((data >= 32) & (data < 127)) | np.isin(data, (9, 10, 13))).sum())
+        self.stats.noise += len(data)
+        self.stats.text += text
+        if text < len(data) or len(data) < self.size:       # words were no frames
+            self._lost += len(data)
 
     def _block(self, taken: list, now: float) -> Block:
         counts = unpack(np.concatenate([f for f, _ in taken]), len(self.profile.channels))

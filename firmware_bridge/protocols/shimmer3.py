@@ -31,7 +31,7 @@ __all__ = ["PROFILES", "Decoder", "Server", "Talk"]
 GAINS = {6: 0, 1: 1, 2: 2, 3: 3, 4: 4, 8: 5, 12: 6}     # gain -> its code in a channel's register
 SPEEDS = (125, 250, 500, 1000, 2000, 4000, 8000)        # conversions a second, codes 0 .. 6
 ACK, NACK = 0xFF, 0xFE
-ANSWER_S, TRIES = 1.0, 3
+ANSWER_S, QUIET_S, TRIES = 1.0, 0.2, 2
 ECG = {1: bytes.fromhex("02a01040402d00000203"), 2: bytes.fromhex("02a01040470000000201")}     # registers, as delivered
 SENSE = {1: 0x07, 2: 0x04}                  # electrodes of each chip that are watched: LL, RA, LA; the chest's
 COMPARE = 0x40                              # in the second register: power for that
@@ -92,21 +92,27 @@ class Talk:
             pass
 
     def _wake(self, line: Line) -> None:
-        """Stop it, switch a CRC off, make sure that it is a Shimmer3."""
+        """Stop it, make sure that it is a Shimmer3, switch a CRC off."""
         for _ in range(TRIES):
             line.write(b"\x20")
-            _drain(line)
-            self._read = b""
+            self._drain(line)
             try:
-                self._ask(line, b"\x8b\x00", patient=False)
                 kind = self._ask(line, b"\x3f", 0x25, 1)[0]
             except MissingError:
                 continue
             if kind != 3:
                 raise UserError(f"a Shimmer of kind {kind} answers", "a Shimmer3 (kind 3)")
+            self._drain(line)                               # the CRC of that answer, where there still is one
+            self._ask(line, b"\x8b\x00", patient=False)
             self._ask(line, b"\xa3\x00", patient=False)     # no acknowledgement in front of what it says by itself
             return
         raise MissingError("no Shimmer3 answers", "an acknowledgement, 0xff", "check port, pairing and switch")
+
+    def _drain(self, line: Line) -> None:
+        """Read until nothing comes."""
+        until, self._read = line.clock() + ANSWER_S, b""
+        while line.read(QUIET_S) and line.clock() < until:
+            pass
 
     def _registers(self, line: Line, chip: int) -> bytes:
         return self._ask(line, bytes([0x63, chip - 1, 0, 10]), 0x62, 11)[1:]
@@ -154,13 +160,6 @@ class Talk:
             self._read += line.read(0.1)
         out, self._read = self._read[:count], self._read[count:]
         return out
-
-
-def _drain(line: Line, quiet_s: float = 0.2) -> None:
-    """Read until nothing comes."""
-    until = line.clock() + ANSWER_S
-    while line.read(quiet_s) and line.clock() < until:
-        pass
 
 
 # how many bytes follow a command; -1: one that says how many
