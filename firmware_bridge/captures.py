@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 from firmware_bridge import profiles
-from firmware_bridge.ports import LineEnded
 from firmware_bridge.profiles import Profile
-from firmware_bridge.wire import Block, Line
+from firmware_bridge.wire import Block, Line, LineEnded
 from train.say import UserError, warn
 
 PORTION_S = 0.04            # without times: what comes at once

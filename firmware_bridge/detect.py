@@ -24,9 +24,8 @@ if not __package__:
 import numpy as np
 
 from firmware_bridge import ports, profiles
-from firmware_bridge.ports import LineEnded, LineLost
 from firmware_bridge.profiles import Profile
-from firmware_bridge.wire import Block, Line
+from firmware_bridge.wire import Block, Line, LineEnded, LineLost
 from train import say
 from train.say import MissingError, UserError
 

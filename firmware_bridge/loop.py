@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from firmware_bridge import profiles
 from firmware_bridge.bridge import Bridge
-from firmware_bridge.ports import LineEnded, LineLost, Plug
-from firmware_bridge.wire import Line, Talk
+from firmware_bridge.ports import Plug
+from firmware_bridge.wire import Line, LineEnded, LineLost, Talk
 from train.say import UserError
 
 READ_S, TICK_S, KEEP_S = 0.02, 0.1, 1.0

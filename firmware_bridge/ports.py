@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from firmware_bridge.profiles import Profile
-from firmware_bridge.wire import Line
+from firmware_bridge.wire import Line, LineLost
 from train.say import MissingError, UserError
 
 MOST = 1 << 20              # bytes that one read takes at the most, however fast they come
@@ -33,14 +33,6 @@ TRY_S, TRY_MOST_S = 0.05, 0.4       # between two looks for a port that was pull
 MAKERS = {0x0403: "FTDI", 0x10C4: "Silicon Labs", 0x1A86: "WCH", 0x067B: "Prolific", 0x2341: "Arduino",
           0x2E8A: "Raspberry Pi", 0x303A: "Espressif", 0x0483: "STMicroelectronics", 0x239A: "Adafruit",
           0x1B4F: "SparkFun", 0x16C0: "Teensy", 0x1366: "SEGGER", 0x0D28: "Arm DAPLink"}
-
-
-class LineLost(OSError):
-    """The line went down: pulled out, closed at the other end, or stuck."""
-
-
-class LineEnded(LineLost):
-    """It was a recording and is over: it will not come back."""
 
 
 # ---- which there are

@@ -78,8 +78,16 @@ class Decoder(Protocol):
         """What ends in `data`, which came at `now` (host seconds, monotonic)."""
 
 
+class LineLost(OSError):
+    """The line went down: pulled out, closed at the other end, or stuck."""
+
+
+class LineEnded(LineLost):
+    """It was a recording and is over: it will not come back."""
+
+
 class Line(Protocol):
-    """An open port, see ports.py."""
+    """An open port, see ports.py; its methods raise LineLost when it goes down."""
 
     def write(self, data: bytes) -> None:
         """Send all of it."""

@@ -21,12 +21,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
-
 MODULE = "tensorrt_rtx_bindings"
 SECONDS = 120           # that one model may take
 MESSAGES = 20           # of one model, kept
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CHILD = "import sys; from targets import trt_import; trt_import._serve(int(sys.argv[1]), sys.argv[2:])"
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,13 @@ def _stored(model: bytes | pathlib.Path, path: pathlib.Path) -> pathlib.Path:
     if isinstance(model, bytes):
         path.write_bytes(model)
         return path
-    return pathlib.Path(model)
+    return pathlib.Path(model).resolve()
 
 
 def _child(paths: Sequence[pathlib.Path], seconds: int) -> tuple[list[dict], int, str]:
     """(finished models, exit code, last words on stderr) of one process; every model sets an alarm that ends it."""
-    done = subprocess.run([sys.executable, __file__, "--child", str(seconds), *map(str, paths)],
-                          stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", CHILD, str(seconds), *map(str, paths)],
+                          stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=ROOT)
     lines = []
     for line in done.stdout.splitlines()[:len(paths)]:
         with contextlib.suppress(ValueError):       # cut off in the middle
@@ -156,8 +155,3 @@ def _import(trt, path: str) -> dict:
     engine = builder.build_serialized_network(network, config)
     return result | ({"stage": "build"} if engine is None else {"stage": "done", "bytes": engine.nbytes})
 
-
-if __name__ == "__main__":
-    if sys.argv[1:2] != ["--child"]:
-        sys.exit("python targets/trt_lint.py FILE --importer")
-    _serve(int(sys.argv[2]), sys.argv[3:])

@@ -8,8 +8,9 @@ import pytest
 
 from firmware_bridge import detect, ports, profiles, sources
 from firmware_bridge.detect import Heard, best
-from firmware_bridge.ports import Found, LineLost
+from firmware_bridge.ports import Found
 from firmware_bridge.simulate import USUAL_FS, Simulator
+from firmware_bridge.wire import LineLost
 from train import say
 from train.say import MissingError, UserError
 

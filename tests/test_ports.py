@@ -16,7 +16,8 @@ from serial.tools.list_ports_common import ListPortInfo
 
 from firmware_bridge import captures, ports, profiles
 from firmware_bridge.captures import Capture, FileLine, Teed
-from firmware_bridge.ports import Found, LineEnded, LineLost, Plug, open_line
+from firmware_bridge.ports import Found, Plug, open_line
+from firmware_bridge.wire import LineEnded, LineLost
 from train.say import MissingError, UserError
 
 DEADLINE = 1.0          # seconds in which a loss is noticed, and what is back is found

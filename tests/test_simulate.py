@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_bridge import faults, profiles, simulate, sources
-from firmware_bridge.ports import LineLost, Plug, open_line
+from firmware_bridge.ports import Plug, open_line
 from firmware_bridge.session import Gap
 from firmware_bridge.simulate import Simulator
 from firmware_bridge.timeline import Timeline
-from firmware_bridge.wire import Block
+from firmware_bridge.wire import Block, LineLost
 from train import synth
 from train.say import UserError
 
