@@ -15,7 +15,7 @@ from firmware_bridge.session import Gap
 from firmware_bridge.sinks.recorder import COMPLETE, bits
 from train.say import UserError, need
 
-SAID = re.compile(r"(?P<words>.*?)(?: @(?P<beat>\d+))? #(?P<logits>[0-9a-f]*)$", re.DOTALL)
+SAID = re.compile(r"(?P<words>.*?)(?: @(?P<beat>\d+))? #(?P<logits>(?:[0-9a-f]{2})*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Recording:
 
     def decisions(self) -> list[Said]:
         """In the order in which they were made."""
-        out = []
+        out, classes = [], len(self.model["classes"]) if self.model else None
         for index, text in self.marks("dec"):
             found = SAID.match(text)
-            if found:                                   # a kill may have cut the last one
+            if found and classes in (None, len(found["logits"]) // 2):      # a kill may have cut the last one
                 beat = found["beat"] and int(found["beat"])
                 out.append(Said(index, found["words"], beat, bytes.fromhex(found["logits"])))
         return out

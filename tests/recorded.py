@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def items(seconds: int, width: int = 16) -> list:
                 out.append(decision(after, ("AF", "PVC") if second % 4 else (), "gap" if second == 6 else "",
                                     after - 50))
     return out
+
+
+def forked(what, *args) -> int:
+    """The process in which `what` runs; it never comes back into the tests."""
+    child = os.fork()
+    if not child:
+        try:
+            what(*args)
+        finally:
+            os._exit(1)
+    return child
 
 
 def record(folder: Path, what: list, one: Session | None = None, end: bool = True) -> Recorder:

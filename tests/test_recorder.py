@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from recorded import FS, counts, decision, items, profile, record, session, stretch
+from recorded import FS, counts, decision, forked, items, profile, record, session, stretch
 
 from firmware_bridge.recordings import Recording
 from firmware_bridge.session import Gap
@@ -121,6 +121,22 @@ def _marks(folder):
     return list(zip(found.sample.tolist(), found.symbol, found.aux_note, strict=True))
 
 
+def test_a_write_that_was_cut_off_at_a_page_leaves_what_was_there(tmp_path):
+    marks, expected = Marks(tmp_path / "one.atr"), []
+    for n in range(40):
+        if n == 20:
+            marks.flush()
+            sure = marks._used
+        at, text = n * n * n, f"text {n}" * (n % 4)
+        marks.add(at, "N", text)
+        expected.append((at, "N", text))
+    marks.flush()
+    whole = (tmp_path / "one.atr").read_bytes()
+    for cut in range(sure, marks._used, 2):             # pages end at even places
+        (tmp_path / "one.atr").write_bytes(whole[:cut] + bytes(len(whole) - cut))
+        assert _marks(tmp_path)[:20] == expected[:20]
+
+
 def _forever(folder, pipe):
     """In a process of its own: record without end and say how many moments are flushed."""
     recorder, first = Recorder(folder), 0
@@ -140,9 +156,7 @@ def test_a_recording_that_is_killed_can_be_read_to_the_last_flushed_second(tmp_p
     for n in range(30):
         folder = tmp_path / str(n)
         ours, theirs = os.pipe()
-        child = os.fork()
-        if not child:
-            _forever(folder, theirs)
+        child = forked(_forever, folder, theirs)
         os.close(theirs)
         time.sleep(0.01 + rng.random() * 0.1)
         os.kill(child, signal.SIGKILL)

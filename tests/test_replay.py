@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from recorded import FS, items, record, session
+from recorded import FS, forked, items, record, session
 from test_bridge import Kept, engine, packed
 from test_bridge import bridge as bridge_of_numbers
 from test_engine import hop_model, patient
@@ -30,6 +30,22 @@ from train.say import UserError
 
 pytest.importorskip("wfdb", reason='wfdb is not installed: pip install -e ".[train]"')
 SPEED, MAP = 8.0, "ch1=I,ch3=-II"
+
+
+@pytest.mark.parametrize("shown", [("I", "II"), ("I",), ("III", "aVF"), ("I", "III"), ("II", "aVR", "I"),
+                                   ("aVL", "II")])
+def test_leads_that_are_off_are_off_again_whichever_are_shown(shown):
+    board = profiles.find("cyton")
+    wiring = leads.wire(board, shown, "ch1=I" if shown == ("I",) else "ch4=I,ch2=-II")
+    channels = np.arange(256, dtype=np.uint32)
+    masks = wiring.lead_off(channels)
+    turns = np.flatnonzero(np.diff(masks, prepend=0))
+
+    class Told:
+        profile, fs, leads = board, 250.0, shown
+        gaps, lead_off = staticmethod(list), staticmethod(lambda: (turns, masks[turns]))
+    tape = replay.Tape(Told, {lead: s.place for lead, s in wiring.sources.items()})
+    assert np.array_equal(wiring.lead_off(tape._off(256)), masks)
 
 
 class Quick(ports.Plug):
@@ -98,12 +114,9 @@ def test_a_session_with_faults_is_replayed_as_it_was(tmp_path):
 
 def _killed(folder):
     """A recording whose process was killed after 12 s of signal."""
-    child = os.fork()
-    if not child:
-        recorder = Recorder(folder)
-        m, _ = hop_model(leads=2)
-        b = bridge_of_numbers(classifier=engine())
-        b.session = Session(b.session.profile, FS, m.waveform.leads, m, 1.0, {"leads": "ch1=I,ch2=II"})
+    def session_until_killed():
+        recorder, b = Recorder(folder), bridge_of_numbers(classifier=engine())
+        b.session.settings["leads"] = "ch1=I,ch2=II"
         recorder.begin(b.session)
         b.sinks.append(recorder)
         uv = patient(FS, 20, 2)
@@ -112,7 +125,8 @@ def _killed(folder):
             b.feed(packed(here, uv), (at + 25) / FS)
             b.tick((at + 25) / FS)
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(forked(session_until_killed), 0)
+    assert os.WIFSIGNALED(status)
     return Recording(folder)
 
 

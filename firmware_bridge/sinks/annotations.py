@@ -30,6 +30,19 @@ def encode(distance: int, symbol: str, text: str = "") -> bytes:
     return out
 
 
+def private(path: Path, new: bool = True) -> int:
+    """A file that only its owner reads, open for writing; `new`: it must not be there yet."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags | (os.O_EXCL if new else os.O_TRUNC), 0o600)
+
+
+def write(file: int, data: bytes) -> None:
+    """All of it, or OSError."""
+    view = memoryview(bytes(data))
+    while view:
+        view = view[os.write(file, view):]
+
+
 class Marks:
     """An annotation file that is made with its first annotation. For its owner only."""
 
@@ -49,15 +62,14 @@ class Marks:
         if not self._held:
             return
         if self._file is None:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._file = private(self.path)
         needed = self._used + len(self._held) + 2
         if needed > self._size:
             self._size = needed + SPARE - needed % SPARE
             os.ftruncate(self._file, self._size)
         try:
-            written = 0
-            while written < len(self._held):
-                written += os.pwrite(self._file, self._held[written:], self._used + written)
+            os.lseek(self._file, self._used, os.SEEK_SET)
+            write(self._file, self._held)
         except OSError:
             self._cut()
             raise

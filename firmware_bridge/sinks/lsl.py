@@ -46,7 +46,7 @@ class LslOutlet:
     def begin(self, session: Session) -> None:
         """The stream is there from now on."""
         import pylsl
-        self.session, self._lsl, self._origin, self._end = session, pylsl, None, None
+        self.session, self._origin, self._end = session, None, None
         info = pylsl.StreamInfo(self.name, "ECG", len(session.leads), session.fs, pylsl.cf_float32, source_id(session))
         about = info.desc()
         about.append_child_value("manufacturer", "LeadEdge").append_child_value("session", session.id)

@@ -32,7 +32,7 @@ import numpy as np
 from firmware_bridge import leads
 from firmware_bridge.profiles import Channel, Profile
 from firmware_bridge.session import Beat, Decision, Event, Gap, Quality, Session, Stretch
-from firmware_bridge.sinks.annotations import Marks
+from firmware_bridge.sinks.annotations import Marks, private, write
 from train.say import UserError
 
 FLUSH_S = 1.0
@@ -91,7 +91,7 @@ class Recorder:
         self._sum, self._initial = np.zeros(self.channels, np.int64), None
         self._off, self._grades, self._flushed = 0, None, -float("inf")
         self._replace("json", json.dumps(_about(session), indent=1) + "\n")
-        self._data = os.open(self._at("dat"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._data = private(self._at("dat"))
         self._head()
 
     def take(self, item) -> None:
@@ -163,7 +163,7 @@ class Recorder:
     def _samples(self) -> None:
         """Append what is held."""
         for counts in self._held:
-            _write(self._data, pack(counts, self.width))
+            write(self._data, pack(counts, self.width))
             self._initial = counts[0] if self._initial is None else self._initial
             self._sum += counts.sum(0, dtype=np.int64)
             self._written += len(counts)
@@ -205,15 +205,16 @@ class Recorder:
     def _replace(self, suffix: str, text: str) -> None:
         """A small file, all of it or the one before."""
         beside = self._at(suffix + ".new")
-        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            _write(file, text.encode())
+            file = private(beside, new=False)
+            try:
+                write(file, text.encode())
+            finally:
+                os.close(file)
             os.replace(beside, self._at(suffix))
         except OSError:
             beside.unlink(missing_ok=True)
             raise
-        finally:
-            os.close(file)
 
     @contextlib.contextmanager
     def _failing(self):
@@ -223,13 +224,6 @@ class Recorder:
         except OSError:
             self._failed = True
             raise
-
-
-def _write(file: int, data: bytes) -> None:
-    """All of it, or OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view):]
 
 
 def _about(session: Session) -> dict:
