@@ -40,6 +40,8 @@ lint: .venv/ready
 	$(bin)/python -m pip install -q $(TORCH) || $(bin)/python -m pip install -q --extra-index-url $(TORCH_INDEX) $(TORCH) \
 	  || $(bin)/python -m pip install -q torch==2.13.0
 	$(bin)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	# a client that reads our simulator; one of its requirements builds nowhere any more and is needed for Bluetooth only
+	$(bin)/python -m pip install -q --no-deps bitalino==1.2.6
 	touch $@
 
 clean:
