@@ -134,8 +134,8 @@ function event(e) {
 const takes = {
   session: begin, decision, totals, quality, event,
   gap(g) {
-    run(g.first, g.first + g.length, ALL, `gap: ${g.reason}`, "hatch");
-    hole(g.first + g.length, GAP);
+    run(g.index, g.index + g.length, ALL, `gap: ${g.reason}`, "hatch");
+    hole(g.index + g.length, GAP);
   },
   beat(b) {
     store.beats.push(b.index);
@@ -284,7 +284,7 @@ function line(g, k, a, b) {
 function holes(g, a, b) {           // missing moments hatched, leads that are off shaded
   for (const [from, to, what] of alike(a, b, slot => store.is[slot])) {
     if (what === HERE || what === NONE) continue;
-    g.fillStyle = view.hatch;
+    g.fillStyle = tiny(from, what) ? view.colours.hole : view.hatch;
     g.fillRect(...columns(from, to, 0, view.high));
   }
   for (const [from, to, off] of alike(a, b, slot => store.is[slot] === HERE ? store.off[slot] : 0)) {
@@ -292,6 +292,14 @@ function holes(g, a, b) {           // missing moments hatched, leads that are o
     for (let k = 0; off && k < store.uv.length; k++)
       if (off >> k & 1) g.fillRect(...columns(from, to, k * view.row, view.row));
   }
+}
+
+function tiny(i, what) {            // whether the hole around a moment is too narrow for slanting lines
+  const few = Math.ceil(4 / pen.px), same = j => store.is[(j + store.size) % store.size] === what;
+  let n = 1;
+  for (let j = i - 1; n < few && same(j); j--) n++;
+  for (let j = i + 1; n < few && j < store.next && same(j); j++) n++;
+  return n < few;
 }
 
 function again() {                  // the whole sweep

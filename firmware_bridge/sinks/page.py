@@ -35,7 +35,7 @@ FILES = Path(__file__).resolve().parents[1] / "page"
 TYPES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 LOOPBACK = "127.0.0.1"
 KEPT_S, KEPT = 30, 8192         # of history: seconds of the stream, and frames whatever they hold
-BEHIND = 150                    # frames that a client may lag behind before it skips
+BEHIND = 150                    # frames that a client may lag before it skips; so many are always kept
 CLIENTS = 16
 EACH_S = 1.0                    # between two totals
 RECENT = 500                    # decisions that the latencies are of
@@ -119,8 +119,8 @@ class Page:
         """Which moments a decision is shown at."""
         if d.beat is not None:
             before, after = (round(s * self.session.fs) for s in BEAT_S)
-            return {"from": max(d.beat - before, 0), "to": d.beat + after}
-        return {"from": max(d.index - self._hop, 0), "to": d.index}
+            return {"from": max(int(d.beat) - before, 0), "to": int(d.beat) + after}
+        return {"from": max(int(d.index) - self._hop, 0), "to": int(d.index)}
 
 
 def bound(address: str, port: int) -> socket.socket:
@@ -195,7 +195,7 @@ class History:
             self._newest = max(self._newest, until)
             self._frames.append((frame, self._newest))
             self.count += 1
-            while self._frames[0][1] < self._newest - self._kept:
+            while len(self._frames) > BEHIND and self._frames[0][1] < self._newest - self._kept:
                 self._frames.popleft()
 
     def since(self, number: int) -> tuple[list[str | bytes], int]:
@@ -329,7 +329,7 @@ class Server:
                 if self.history.count == at:
                     await fresh.wait()
                 frames, at = self.history.since(before)
-                if at - before > BEHIND:
+                if len(frames) < at - before or len(frames) > BEHIND:
                     await ws.send_str(json.dumps({"type": "skipped", "frames": at - before}))
                     frames = [frame for frame in frames if frame == END]
 
