@@ -77,6 +77,10 @@ class Board:
         """Decisions that the board had to let go of."""
         return self.device.skipped
 
+    def counts(self) -> dict[str, int]:
+        """For a summary."""
+        return {"moments_not_sent": self.lost, "results_lost": self.results_lost}
+
     # ---- what the bridge calls
 
     def push(self, item: Piece | Begin) -> list[Decision | Event]:
@@ -402,7 +406,8 @@ class Mirror:
 
 
 def opened(run, port: str, manifest: Manifest, fs: float, **options) -> Board:
-    """The board at a port: of serial_for_url, TCP, or `emulate:BOARD`, the image of the run in the emulator."""
+    """The board at a port as of ports.open_line, or `emulate`, the run's image in the emulator; `emulate:BOARD` makes
+    sure that it is built for that one."""
     from firmware_bridge import ports
     need = fs * (2 * manifest.waveform.shape[0] + 26 / LIVE)
     if _is_uart(port) and need > BYTES_A_SECOND:

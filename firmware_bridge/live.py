@@ -28,7 +28,10 @@ def parser() -> say.Parser:
     p.add_argument("--leads", metavar="MAP", help="which channel is which lead: ch1=I,ch2=-II")
     p.add_argument("--nv-per-count", type=say.positive(float), metavar="NV", help="scale, where the device tells none")
     p.add_argument("--rate", type=say.positive(float), metavar="HZ", help="moments a second, if not the profile's")
-    p.add_argument("--target", default="host", metavar="T", help="what classifies: host, arm, litert, jetson (host)")
+    p.add_argument("--target", default="host", metavar="T",
+                   help="what classifies: host, arm, litert, jetson, or mcu, our firmware on a board (host)")
+    p.add_argument("--board-port", metavar="PORT", help="with --target mcu: the board's port, or emulate for QEMU")
+    p.add_argument("--shadow", action="store_true", help="decide here as well, by the host's build, and compare")
     p.add_argument("--threads", type=int, default=1, help="of the runtime (1)")
     p.add_argument("--age", type=int, default=-1, help="of the patient in years, for models that ask")
     p.add_argument("--sex", choices=("M", "F"), help="of the patient, for models that ask")
@@ -71,9 +74,12 @@ def connected(args, manifest):
         profile = profiles.find("cyton" if args.protocol == "auto" else args.protocol)
     baud = baud or (profile.bauds or (115200,))[0]
     plug = ports.Plug(port, baud, profile.dtr, profile, tee=args.tee, faults=args.fault,
+                      speed=1.0 if args.target == "mcu" else 0.0,       # of captures: a board computes in real time
                       leads=measured_leads(args, manifest, profile) if simulated else None)
     line = plug.open()
     talk = profiles.module(profile.protocol).Talk(profile)
+    if profile.protocol == "edgelink":
+        talk.settings = patient(args)
     if args.port.startswith("file:") and profile.check != "text":     # a recording does not answer
         return plug, line, talk, profile, b""
     try:
@@ -109,13 +115,53 @@ def measured_rate(line, decoder, seconds: float = RATE_S) -> tuple[float, bytes]
     return float(round(clock.fs)), data
 
 
-def classifiers(args, manifest, graph, fs: float):
-    """What classifies, or None."""
-    if manifest is None:
-        return None
-    from firmware_bridge import classify
+def patient(args) -> dict[str, int]:
+    """Age and sex as a board takes them, if they were given."""
     from train.sides import sex_code
-    local = classify.local(args.run, args.target, manifest, graph, fs, args.threads)
+    known = {"age": args.age, "sex": sex_code(args.sex)}
+    return {key: value for key, value in known.items() if value != {"age": -1, "sex": 0}[key]}
+
+
+def classifiers(args, manifest, graph, profile, fs: float):
+    """(what classifies, its shadow), each may be None."""
+    if manifest is None:
+        return None, None
+    from firmware_bridge import board, classify, results
+    from train.sides import sex_code
+    if args.target == "mcu" and profile.protocol == "edgelink":
+        if args.shadow:
+            raise say.UserError("a board with a sensor has no shadow: it began before its first sample came here",
+                                "--shadow with a board that is sent its samples")
+        return results.OnSensor(profile.heard, manifest, fs), None
+    if args.target != "mcu":
+        if args.board_port:
+            raise say.UserError(f"--board-port with --target {args.target}", "--target mcu")
+        local = classify.local(args.run, args.target, manifest, graph, fs, args.threads)
+        local.decider.patient(args.age, sex_code(args.sex))
+        return local, shadow(args, manifest, graph, fs) if args.shadow else None
+    if not args.board_port:
+        raise say.UserError("--target mcu needs the board's line beside the front-end's", "--board-port PORT",
+                            "without a board: --board-port emulate; a board with a sensor: --protocol edgelink")
+    twin = shadow(args, manifest, graph, fs) if args.shadow else None
+    known = patient(args)
+    there = board.opened(args.run, args.board_port, manifest, fs, age=known.get("age", -1), sex=known.get("sex", 0))
+    return there, board.Mirror(there, twin) if twin else None
+
+
+def shadow(args, manifest, graph, fs: float):
+    """The host's build as a classifier, compiled now where there is none."""
+    import tempfile
+
+    from firmware_bridge.classify import Local
+    from targets import host, target, twin
+    from train.sides import sex_code
+    if args.target == "host":
+        raise say.UserError("--shadow compares with the host's build, which classifies already", "another --target")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        work = pathlib.Path(folder)
+        library = target.open_build(args.run, "host", manifest).path if "host" in target.read_builds(args.run) else \
+            twin.build(graph, manifest, work, objects=twin.Objects(work / "objects", host.FLAGS))
+        local = Local(manifest, twin.Twin(library, graph, fs, manifest.fs), fs)
     local.decider.patient(args.age, sex_code(args.sex))
     return local
 
@@ -163,8 +209,11 @@ def made_bridge(args, manifest, graph, profile, fs: float):
                        "port": args.port})
     decoder = profiles.module(profile.protocol).Decoder(profile)
     sinks = [Terminal(), *page.asked(args.page, args.listen), *others(args)]
-    return Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), sinks,
-                  classifiers(args, manifest, graph, fs), allow=args.allow_rate)
+    classifier, twin = classifiers(args, manifest, graph, profile, fs)
+    bridge = Bridge(session, decoder, wiring, Watch(spec, fs, wiring.leads), sinks, classifier, twin, args.allow_rate)
+    if hasattr(classifier, "timeline"):
+        classifier.timeline = bridge.timeline
+    return bridge
 
 
 def main(args) -> dict:
@@ -183,6 +232,10 @@ def main(args) -> dict:
             rest += more
             say.info(f"measured: {fs:g} moments a second")
         bridge = made_bridge(args, manifest, graph, profile, fs)
+        if args.board_port and not args.port.startswith("file:"):
+            rest = b""                      # the board took its time: the session begins now, without a hole
+            while line.read(0.0):
+                pass
         ended = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.append(True))
@@ -201,7 +254,8 @@ def summary(bridge, loop) -> dict:
             "measured_fs": bridge.timeline.clock.fs, "leads": list(bridge.session.leads),
             "model": bridge.session.manifest.identity.hex() if bridge.session.manifest else None,
             "wire": asdict(bridge.decoder.stats), "moments": asdict(bridge.timeline.tally), "unplugged": loop.lost,
-            "agreement": asdict(bridge.agreement) if bridge.shadow else None}
+            "agreement": asdict(bridge.agreement) if bridge.shadow else None,
+            "board": bridge.classifier.counts() if hasattr(bridge.classifier, "counts") else None}
 
 
 if __name__ == "__main__":

@@ -118,6 +118,10 @@ class OnSensor:
     def close(self) -> None:
         """The talk gives the lease back."""
 
+    def counts(self) -> dict[str, int]:
+        """For a summary."""
+        return {"results_lost": self.heard.skipped}
+
     def _decision(self, result: Result, at: int, last: int) -> Decision:
         m, why = self.manifest, ""
         if result.flags & edgelink.UNRELIABLE:

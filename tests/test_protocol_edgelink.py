@@ -26,7 +26,7 @@ PROFILE = find("edgelink")
 
 def profile(channels: int = 2) -> Board:
     """A board of its own, so that tests share nothing."""
-    return replace(PROFILE, channels=_channels(channels, 1000.0), heard=Heard())
+    return replace(PROFILE, channels=_channels(channels, 1000.0)).hearing(Heard())
 
 
 def ecg(n: int, channels: int = 2, seed: int = 0) -> np.ndarray:

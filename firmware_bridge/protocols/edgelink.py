@@ -71,11 +71,16 @@ class Heard:
         return new
 
 
-@dataclass(frozen=True)
 class Board(Profile):
-    """A board as its HELLO describes it."""
+    """A board as its HELLO describes it. heard: of the conversation with it, which is no part of what the board is."""
 
-    heard: Heard | None = field(default=None, compare=False, repr=False)
+    heard: Heard | None = None
+
+    def hearing(self, heard: Heard) -> Board:
+        """The same board in a conversation."""
+        copy = replace(self)
+        object.__setattr__(copy, "heard", heard)
+        return copy
 
 
 def _channels(count: int, nv: float) -> tuple[Channel, ...]:
@@ -220,7 +225,7 @@ class Talk:
         device.line = line
         self.profile = replace(
             PROFILES["edgelink"], name=self.profile.name, title=f"LeadEdge firmware on {about.board_name}",
-            channels=_channels(about.channels, about.nv_per_lsb), fs=about.fs, heard=self.heard)
+            channels=_channels(about.channels, about.nv_per_lsb), fs=about.fs).hearing(self.heard)
         return self.profile, bytes(tape.data)
 
     def keep(self, line: Line) -> None:
