@@ -18,7 +18,6 @@ from recorded import items, session, stretch
 
 from firmware_bridge import live
 from firmware_bridge.sinks.jsonl import JsonLines
-from train import say
 from train.say import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -60,9 +59,9 @@ def test_a_file_that_is_there_is_kept(tmp_path):
     assert (tmp_path / "lines").read_text() == "mine"
 
 
-def test_standard_output_has_one_owner(capsys):
-    assert say.run(live.main, live.parser(), ["--port", "sim", "--json", "--jsonl", "-"]) == 1
-    assert "both want standard output" in capsys.readouterr().err
+def test_standard_output_has_one_owner():
+    with pytest.raises(UserError, match="both want standard output"):
+        live.others(live.parser().parse_args(["--port", "sim", "--json", "--jsonl", "-"]))
 
 
 def test_live_py_that_is_killed_leaves_what_it_recorded_and_said(tmp_path):

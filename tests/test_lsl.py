@@ -23,9 +23,10 @@ def moments(first, n, began):
 
 
 @pytest.fixture
-def inlet():
+def inlet(tmp_path):
     """(sink, inlet) of a stream that only this computer is told of."""
     sink, one = lsl.LslOutlet(), session()
+    one.settings["port"] = str(tmp_path)            # no other test's
     sink.begin(one)
     found = pylsl.resolve_byprop("source_id", lsl.source_id(one), 1, 15)
     assert len(found) == 1

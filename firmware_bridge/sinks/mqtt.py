@@ -34,7 +34,7 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 FIELDS = ("username", "password", "ca", "cert", "key")
 QUEUE, FLIGHT = 4096, 100           # messages that wait here, and in the library
 KEEPALIVE_S, END_S = 15, 2.0
-QOS = 1
+QOS, FULL = 1, 15                   # at least once; the library's word for a queue that is full
 REFUSED = {"Bad user name or password", "Not authorized", "Client identifier not valid", "Banned",
            "Unsupported protocol version"}
 
@@ -149,8 +149,8 @@ class MqttClient:
         self.client.loop_stop()
 
     def _published(self, topic: str, text: str) -> bool:
-        """Whether the library has taken it."""
-        return self.client.publish(topic, text, QOS).rc == 0
+        """Whether the library has taken it; what it takes it sends, now or when the broker is there again."""
+        return self.client.publish(topic, text, QOS).rc != FULL
 
     def _status(self, word: str) -> dict:
         return heading(self.session) | {"type": "status", "status": word, "dropped": self.dropped}

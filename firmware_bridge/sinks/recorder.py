@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from train.say import UserError
 FLUSH_S = 1.0
 MOST_S = 5.0                # of samples that wait for a flush, when nobody ticks
 CHUNK = 1 << 14             # missing moments that are written at once
+BUDGET = 32 << 20           # bytes a flush: hours of missing moments must not hold up the line
 PRIVATE = ("port", "age", "sex")        # settings that stay here: a path may hold a name
 KINDS = ("atr", "dec", "gap", "off", "qua", "evt")
 COMPLETE = "complete"       # a comment of the header when the session came to its end
@@ -87,7 +90,8 @@ class Recorder:
         self.marks = {kind: Marks(self._at(kind)) for kind in KINDS}
         self._signals = _signals(session)
         self._next = self._written = 0                          # moments taken, moments in the file
-        self._held: list[np.ndarray] = []
+        self._held: deque[np.ndarray | int] = deque()           # counts, or how many moments are missing
+        self._waiting = 0                                       # moments of counts among them
         self._sum, self._initial = np.zeros(self.channels, np.int64), None
         self._off, self._grades, self._flushed = 0, None, -float("inf")
         self._replace("json", json.dumps(_about(session), indent=1) + "\n")
@@ -124,7 +128,7 @@ class Recorder:
             return
         try:
             if not self._failed:
-                self._flush()
+                self._flush(math.inf)
                 for mark in self.marks.values():
                     mark.close()
                 os.fsync(self._data)
@@ -143,35 +147,42 @@ class Recorder:
         most = (1 << self.width - 1) - 1        # only a damaged value of a channel that nobody uses is beyond
         self._held.append(np.clip(s.counts, -most, most))
         self._next += len(s.counts)
+        self._waiting += len(s.counts)
         before = np.concatenate([[self._off], s.lead_off[:-1]])
         for at in np.flatnonzero(before != s.lead_off).tolist():
             names = [lead for k, lead in enumerate(self.session.leads) if int(s.lead_off[at]) >> k & 1]
             self.marks["off"].add(s.first + at, "~", ",".join(names) or "none")
         self._off = int(s.lead_off[-1])
-        if self._next - self._written > MOST_S * self.session.fs:
+        if self._waiting > MOST_S * self.session.fs:
             self._flush()
 
     def _missing(self, until: int) -> None:
-        """Moments that never came, up to index `until`; a gap may last for hours."""
-        while self._next < until:
-            n = min(until - self._next, CHUNK)
-            self._held.append(np.full((n, self.channels), -1 << self.width - 1, np.int32))
-            self._next += n
-            if n == CHUNK:
-                self._samples()
+        """Moments that never came, up to index `until`."""
+        if until > self._next:
+            self._held.append(until - self._next)
+            self._next = until
 
-    def _samples(self) -> None:
-        """Append what is held."""
-        for counts in self._held:
-            write(self._data, pack(counts, self.width))
+    def _samples(self, budget: float) -> None:
+        """Append what is held, as long as fewer than `budget` bytes are written."""
+        while self._held and budget > 0:
+            part = self._held.popleft()
+            if isinstance(part, int):
+                counts = np.full((min(part, CHUNK), self.channels), -1 << self.width - 1, np.int32)
+                if part > CHUNK:
+                    self._held.appendleft(part - CHUNK)
+            else:
+                counts = part
+                self._waiting -= len(counts)
+            data = pack(counts, self.width)
+            write(self._data, data)
+            budget -= len(data)
             self._initial = counts[0] if self._initial is None else self._initial
             self._sum += counts.sum(0, dtype=np.int64)
             self._written += len(counts)
-        self._held.clear()
 
-    def _flush(self) -> None:
+    def _flush(self, budget: float = BUDGET) -> None:
         """Samples, then what is told about them, then the header that makes them valid."""
-        self._samples()
+        self._samples(budget)
         for mark in self.marks.values():
             mark.flush()
         self._head()
