@@ -14,6 +14,7 @@ from compress import reference
 from compress.graph import Graph, Node
 from targets.tflite_attention import Attention
 from targets.tflite_layers import Layers, axes_in_file
+from targets.tflite_lstm import Lstm, together
 from targets.tflite_modules import Modules
 from train.say import GraphError, choose, need
 
@@ -32,7 +33,7 @@ def traced(graph: Graph, form: str) -> tuple[bytes, dict[str, int]]:
     return file, {name: lowering.place[value] for name, value in lowering.held.items() if name not in lowering.known}
 
 
-class Lowering(Layers, Attention, Modules):
+class Lowering(Layers, Attention, Modules, Lstm):
     """Walks the graph once. `value(tensor)` is the file's value of a tensor of the graph."""
 
     def __init__(self, graph: Graph, form: str):
@@ -49,14 +50,9 @@ class Lowering(Layers, Attention, Modules):
         """The file. With `trace` every tensor of the graph that a layer computes is an output too."""
         for name in self.graph.inputs:
             self.held[name] = self.tensor(self.file_shape(name), None, self.scale(name), name=name)
-        for node in self.graph.nodes:
-            self.layer = node.name
-            if self.settled(node):
-                continue
-            lower = getattr(self, node.kind, None)
-            if lower is None:
-                raise GraphError(f"{node.name}: {node.kind} has no TFLite form", "another kind", "another target")
-            lower(node)
+        for nodes in together(self.graph):
+            self.layer = nodes[0].name
+            self.lower([node for node in nodes if not self.settled(node)])
         self.layer = "output"
         inputs, output = [self.value(name) for name in self.graph.inputs], self.value(self.graph.output)
         if output in inputs or self.data(output) is not None:
@@ -66,6 +62,17 @@ class Lowering(Layers, Attention, Modules):
         if trace:
             outputs += sorted({v for v in self.held.values() if self.values[v].data is None} - {output, *inputs})
         return self.pack(inputs, outputs)
+
+    def lower(self, nodes: list[Node]) -> None:
+        """Write a node, or LSTMs that take their steps together."""
+        if nodes and nodes[0].kind == "lstm":
+            self.lstms(nodes)
+            return
+        for node in nodes:
+            lower = getattr(self, node.kind, None)
+            if lower is None:
+                raise GraphError(f"{node.name}: {node.kind} has no TFLite form", "another kind", "another target")
+            lower(node)
 
     def settled(self, node: Node) -> bool:
         """Write what needs no window as data: a constant, and what is made of constants alone."""

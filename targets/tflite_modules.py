@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norm, LSTM, lookup and table of a .tflite file.
+"""Norm, lookup and table of a .tflite file.
 
 A norm is a vector of length 1 between two products: the first one takes the mean away, the second one has gains and
-offsets. The runtimes' own integer LSTM keeps its states from one evaluation to the next and takes three times as long
-as the same steps in int16 one by one, so they are written out.
+offsets.
 """
 
 from __future__ import annotations
@@ -13,15 +12,11 @@ import math
 import numpy as np
 
 from compress.graph import Node
-from compress.reference_lstm import H_ONE, STEPS
 from targets.tflite_file import TfliteFile
 from train.say import GraphError
 
-BYTE, WORD = 127, 32767
+BYTE = 127
 LENGTH = 1 / 128            # grid of what int8 L2_NORMALIZATION writes
-GATE = 2.0 ** -15           # of what int16 LOGISTIC and TANH write
-DRIVE = 8.01 / WORD         # of pre-activations; a power of 2 would take LOGISTIC and TANH to slower, coarser kernels
-CELL = 16.01 / WORD         # of the cell
 COPIES = 2              # of a vector whose mean is taken away, each rounded at another place
 WIDER = 1.25             # grid of what is left without the mean: an outlier is farther from the mean than from 0
 FLOOR = 16                  # further channels that the floor of a norm may take
@@ -97,67 +92,6 @@ class Modules(TfliteFile):
         x = self.op("MUL", [self.reshaped(x, shape), self.constant(gain.astype(np.float32))], shape)
         return self.op("ADD", [x, self.constant(bias.astype(np.float32))], shape)
 
-    # ---- LSTM
-
-    def lstm(self, node: Node) -> None:
-        """Step by step in int16, from a state of 0; a column of ones beside x carries the bias.
-
-        x and h lie on one grid, so that one product drives all gates: int16 weights in the order i, f, o, g.
-        """
-        source, hidden = node.inputs[0], node.params["weight_h"].shape[1]
-        steps, features = self.shape(source)
-        wide, scale = "int16" if self.form == "int8" else None, max(BYTE * self.scale(source), 1) / WORD
-        x = self.value(source)
-        if wide:
-            # in two steps: older runtimes do not QUANTIZE to int16
-            x = self.op("CAST", [x], self.extent(x), self.scale(source), dtype=wide)
-            one = self.constant(np.full((1,) * len(self.extent(x)), 1 << 14, np.int16), 2.0 ** -14)
-            x = self.op("MUL", [x, one], self.extent(x), scale, dtype=wide)
-        one = self.wide_entries(np.ones((1, steps, 1)), scale)
-        shape = (1, steps, features + 1)
-        x = self.op("CONCATENATION", [x, one], shape, scale, dtype=wide, axis=2)
-        columns = [self.tensor((1, 1, features + 1), wide, scale) for _ in range(steps)]
-        self.ops("SPLIT", [self.constant(np.array(1, np.int32)), x], columns, numSplits=steps)
-        weights = gate_weights(node, self.scale(source))
-        cell, h, states = None, None, []
-        for column in columns:
-            cell, h = self.step(column, h, cell, weights, hidden, scale)
-            states.append(h)
-        if node.attrs["sequence"]:
-            h = self.op("CONCATENATION", states, (1, steps, hidden), scale, dtype=wide, axis=1)
-        h = self.op("QUANTIZE", [h], self.extent(h), self.scale(node.output)) if wide else h
-        self.store(node.output, self.reshaped(h, self.file_shape(node.output)))
-
-    def step(self, x: int, h: int | None, cell: int | None, weights, hidden: int, scale: float) -> tuple[int, int]:
-        """(cell, h) after a step. x: (1, 1, feature + 1), h and cell (1, 1, hidden) or None for zeros."""
-        wide, one = self.values[x].dtype, (1, 1, hidden)
-        width = self.extent(x)[2]
-        if h is not None:
-            width += hidden
-            x = self.op("CONCATENATION", [x, h], (1, 1, width), scale, dtype=wide, axis=2)
-        grid = np.abs(weights).max() / WORD
-        z = self.op("BATCH_MATMUL", [x, self.wide_entries(weights[None, :, :width], grid)], (1, 1, 4 * hidden), DRIVE,
-                    dtype=wide, adjY=True)
-        parts = [self.tensor((1, 1, size), wide, DRIVE) for size in (3 * hidden, hidden)]
-        self.ops("SPLIT_V", [z, self.ints(3 * hidden, hidden), self.constant(np.array(2, np.int32))], parts,
-                 numSplits=2)
-        gates = self.op("LOGISTIC", [parts[0]], (1, 1, 3 * hidden), GATE, dtype=wide)
-        drive = self.op("TANH", [parts[1]], one, GATE, dtype=wide)
-        i, f, o = (self.tensor(one, wide, GATE) for _ in range(3))
-        self.ops("SPLIT", [self.constant(np.array(2, np.int32)), gates], [i, f, o], numSplits=3)
-        added = self.op("MUL", [i, drive], one, CELL, dtype=wide)
-        if cell is not None:
-            kept = self.op("MUL", [f, cell], one, CELL, dtype=wide)
-            added = self.op("ADD", [kept, added], one, CELL, dtype=wide, potScaleInt16=False)
-        bent = self.op("TANH", [added], one, GATE, dtype=wide)
-        return added, self.op("MUL", [o, bent], one, scale, dtype=wide)
-
-    def wide_entries(self, real: np.ndarray, scale: float) -> int:
-        """Data as int16, or as real numbers."""
-        if self.form == "float":
-            return self.constant(real.astype(np.float32))
-        return self.constant(np.rint(real / scale).astype(np.int16), scale)
-
     # ---- what is looked up
 
     def lookup(self, node: Node) -> None:
@@ -180,14 +114,3 @@ class Modules(TfliteFile):
         x = self.op("ADD", [x, self.constant(np.array([128], np.int32))], shape, dtype="int32")
         y = self.op("GATHER", [self.entries(rows, scale), x], (*shape, *rows.shape[1:]), scale, axis=0)
         return self.reshaped(y, self.file_shape(node.output))
-
-
-def gate_weights(node: Node, scale: float) -> np.ndarray:
-    """Real weights (4 * hidden, feature + 1 + hidden) of x, of 1 and of h, rows in the order i, f, o, g."""
-    p, hidden = node.params, node.params["weight_h"].shape[1]
-    unit = np.repeat([1.0, 1.0, 2.0, 1.0], hidden) * STEPS      # pre-activation steps per unit; g counts 2z
-    weight_x = p["weight_x"] * (p["mul_x"] * 2.0 ** -32 / unit / scale)[:, None]
-    weight_h = p["weight_h"] * (p["mul_h"] * 2.0 ** -32 / unit * H_ONE)[:, None]
-    rows = np.concatenate([weight_x, (p["bias"] * 2.0 ** -16 / unit)[:, None], weight_h], 1)
-    i, f, g, o = np.split(rows, 4)
-    return np.concatenate([i, f, o, g])

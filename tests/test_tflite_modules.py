@@ -9,6 +9,7 @@ import pytest
 from compress import reference
 from compress.graph import Graph, Tensor
 from targets import litert, tflite_lowering
+from targets.tflite_lstm import together
 from tests import graphs as make
 from train.say import GraphError
 
@@ -122,6 +123,47 @@ def test_an_lstm_begins_anew_in_every_window():
 def test_the_float_form_of_an_lstm_is_as_near():
     graph = alone("lstm", (16, 5), hidden=12, sequence=True)
     near(graph, codes(graph, 6), worst=2, equal=0.65, form="float")
+
+
+def waiting() -> Graph:
+    """Three LSTMs of equal length, the third of which reads the first one's states, and a shorter one."""
+    b = make.Builder(5, {"beats": (16, 9), "pulse": (8, 3)})
+    first = b.lstm(b.slice("beats", 1, 0, 4), hidden=6, sequence=True)
+    second = b.lstm(b.slice("beats", 1, 4, 9), hidden=10, sequence=True)
+    third = b.lstm(first, hidden=5, sequence=True)
+    last = b.lstm("pulse", hidden=4)
+    rows = [b.reshape(x, (b.tensors[x].shape[0] * b.tensors[x].shape[1],)) for x in (second, third)]
+    return b.graph(b.concat([*rows, last]))
+
+
+def test_lstms_take_their_steps_together_where_none_waits_for_another():
+    graph = waiting()
+    groups = [nodes for nodes in together(graph) if nodes[0].kind == "lstm"]
+    lstms = [n for n in graph.nodes if n.kind == "lstm"]
+    assert groups == [lstms[:2], lstms[2:3], lstms[3:]]
+    held = set(graph.inputs)
+    for nodes in together(graph):
+        assert all(held.issuperset(n.inputs) for n in nodes)
+        held.update(n.output for n in nodes)
+    assert sorted(n.name for nodes in together(graph) for n in nodes) == sorted(n.name for n in graph.nodes)
+
+
+@pytest.mark.parametrize("form", ["int8", "float"])
+def test_lstms_that_take_their_steps_together_stay_apart(form):
+    graph = waiting()
+    inputs = make.inputs_of(graph, 8)
+    expected, got = reference.run(graph, inputs, trace=True), litert.traced(graph, form, inputs)
+    for node in graph.nodes:
+        if node.kind == "lstm":
+            gap = np.abs(expected[node.output].astype(int) - got[node.output])
+            assert gap.max() <= 5 and (gap == 0).mean() >= 0.6, (node.name, gap.max(), (gap == 0).mean())
+
+
+@pytest.mark.parametrize("larger", [0.05, 20.0])
+def test_weights_of_an_lstm_may_be_of_different_sizes(larger):
+    graph = alone("lstm", (16, 4), hidden=8)
+    graph.nodes[0].params["mul_x"] = (graph.nodes[0].params["mul_x"] * larger).astype(np.int32)
+    near(graph, codes(graph, 8), worst=4, equal=0.6)
 
 
 # ---- what is looked up
