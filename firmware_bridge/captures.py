@@ -98,6 +98,8 @@ class FileLine:
     can be listened to, but as fast as it goes only.
     """
 
+    live = False            # its portions are as they came; nothing more comes while one waits
+
     def __init__(self, path: str | Path, speed: float = 0.0, profile: Profile | None = None):
         self.name, self.speed = f"file:{path}", speed
         try:

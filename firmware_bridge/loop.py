@@ -13,6 +13,7 @@ from firmware_bridge.wire import Line, LineEnded, LineLost, Talk
 from train.say import UserError
 
 READ_S, TICK_S, KEEP_S = 0.02, 0.1, 1.0
+GATHER_S, SMALL = 0.016, 512    # a wait after a portion of fewer bytes: moments that come one by one go on together
 LOOK_S = 0.05           # between two looks for a line that is gone
 SILENT_S = 1.0          # without a byte, where bytes should come: told once
 
@@ -62,6 +63,8 @@ class Loop:
         if now - self._kept >= KEEP_S:
             self._kept = now
             self.talk.keep(line)
+        if 0 < len(data) < SMALL and getattr(line, "live", True):
+            time.sleep(GATHER_S)
 
     def _work(self, now: float) -> None:
         if now - self._ticked >= TICK_S:
