@@ -16,17 +16,15 @@ const NONE = 0, HERE = 1, GAP = 2, SKIPPED = 3;     // what is known of a moment
 const $ = id => document.getElementById(id);
 const paper = $("paper"), trace = $("trace"), strip = $("strip");
 const view = { scale: 1, colours: {}, held: false, dirty: true, before: 0 };
-let session = null;                 // the heading; store and pen belong to it
-let store = null, pen = null;
+let session = null, store = null, pen = null;       // the heading, what came since, and where it is drawn
 
 // ---- small things
 
 function remembered(key, value) {
   try {
-    if (value === undefined) return localStorage.getItem(key);
-    localStorage.setItem(key, value);
-  } catch { /* refused in private windows */ }
-  return null;
+    if (value !== undefined) localStorage.setItem(key, value);
+    return localStorage.getItem(key);
+  } catch { return null; }          // refused in private windows
 }
 
 function colour(name) {
@@ -42,8 +40,7 @@ function clock(moment) {
 }
 
 function text(id, words) {
-  const element = $(id);
-  if (element.textContent !== words) element.textContent = words;
+  if ($(id).textContent !== words) $(id).textContent = words;
 }
 
 // ---- what comes in
@@ -52,13 +49,12 @@ function begin(heading) {
   const size = Math.ceil(KEPT_S * heading.fs);
   session = heading;
   store = {
-    size, next: null, heard: performance.now(),
-    uv: heading.leads.map(() => new Int32Array(size)), off: new Uint32Array(size), is: new Uint8Array(size),
-    runs: [], beats: [],
+    size, next: null, heard: performance.now(), end: -Infinity, zero: [], looked: 0,
+    uv: heading.leads.map(() => new Int32Array(size)), base: heading.leads.map(() => new Int32Array(size)),
+    off: new Uint32Array(size), is: new Uint8Array(size), runs: [], beats: [],
   };
   pen = { at: 0, drawn: 0, moments: 1, px: 1 };
-  text("session", `${heading.session}, ${heading.leads.length} lead${heading.leads.length > 1 ? "s" : ""}, ` +
-       `${heading.fs} Hz`);
+  text("session", `${heading.session}, ${heading.leads.join(", ")}, ${heading.fs} Hz`);
   text("device", heading.title);
   text("model", heading.model ? `${heading.model} ${heading.identity.slice(0, 16)}` : "none, nothing is classified");
   text("class", heading.model ? "no decision yet" : "no model");
@@ -82,6 +78,21 @@ function samples(buffer) {
   }
   store.next = first + n;
   store.heard = performance.now();
+  if (first - store.end > session.fs || store.next - store.looked > session.fs) centre();
+  store.end = store.next;
+  for (let i = first; i < first + n; i++)
+    for (let k = 0; k < leads; k++) store.base[k][i % store.size] = store.zero[k];
+}
+
+function centre() {     // electrodes have offsets: what is drawn in the middle changes when a trace has left it
+  const far = view.row / 4 / (GAIN * view.mm) * 1000, here = [];
+  for (let i = Math.max(store.next - Math.round(session.fs), 0); i < store.next; i++)
+    if (store.is[i % store.size] === HERE) here.push(i % store.size);
+  store.looked = store.next;
+  store.zero = store.uv.map((uv, k) => {
+    const middle = Int32Array.from(here, slot => uv[slot]).sort()[here.length >> 1];
+    return Math.abs(middle - store.zero[k]) <= far ? store.zero[k] : middle;
+  });
 }
 
 function hole(until, why) {         // moments up to `until` did not come
@@ -100,7 +111,7 @@ function decision(d) {
   const none = session.classes.length > 0 && d.present.length === 0;
   text("class", d.unreliable ? `unreliable: ${d.unreliable}` : none ? "none of the classes" : d.present.join(" + "));
   $("class").className = d.unreliable ? "big unreliable" : "big";
-  if (d.unreliable) run(d.from, d.to, ALL, `unreliable: ${d.unreliable}`, "hatch");
+  if (d.unreliable) run(d.from, d.to, ALL, d.unreliable, "hatch");
   for (const name of d.present) {
     const lane = session.classes.indexOf(name);
     run(d.from, d.to, lane, name, hue(lane));
@@ -131,6 +142,8 @@ function event(e) {
   while ($("events").children.length > 8) $("events").lastChild.remove();
 }
 
+const note = (level, words) => event({ index: store.next || 0, kind: "page", level, text: words });
+
 const takes = {
   session: begin, decision, totals, quality, event,
   gap(g) {
@@ -141,18 +154,13 @@ const takes = {
     store.beats.push(b.index);
     if (b.bpm !== null) text("bpm", String(Math.round(b.bpm)));
   },
-  skipped(s) {
-    event({ index: store.next || 0, kind: "page", level: "warning", text: `too slow, skipped ${s.frames} frames` });
-  },
-  end() { event({ index: store.next || 0, kind: "page", level: "info", text: "the session has ended" }); },
+  skipped: s => note("warning", `too slow, skipped ${s.frames} frames`),
+  end: () => note("info", "the session has ended"),
 };
 
 function take(data) {
-  if (data instanceof ArrayBuffer) samples(data);
-  else {
-    const told = JSON.parse(data);
-    if (takes[told.type]) takes[told.type](told);
-  }
+  const told = data instanceof ArrayBuffer ? samples(data) : JSON.parse(data);
+  if (told) takes[told.type]?.(told);
   view.dirty = true;
 }
 
@@ -162,26 +170,24 @@ function layout() {                 // all sizes, then everything once
   const wide = Math.floor($("sheet").clientWidth), mm = MM * view.scale, n = session ? session.leads.length : 1;
   const row = Math.round(mm * (n === 1 ? 40 : n <= 3 ? 28 : 16)), lanes = session ? session.classes.length : 0;
   Object.assign(view, { wide, mm, row, high: row * n, lanes: Math.max(lanes, 1), dpr: window.devicePixelRatio || 1 });
-  for (const [canvas, high] of [[paper, view.high], [trace, view.high], [strip, TICKS + LANE * view.lanes]])
-    sized(canvas, wide, high);
+  for (const canvas of [paper, trace]) sized(canvas, wide, view.high);
+  sized(strip, wide, TICKS + LANE * view.lanes);
   $("bar").style.width = `${50 * mm}px`;
   for (const name of ["ink", "fine", "coarse", "hole", "off", "text", "paper", "faint"])
     view.colours[name] = colour(name);
   view.hatch = hatched();
   grid();
-  if (session) {
-    labels();
-    pen.px = SPEED * mm / session.fs;
-    pen.moments = Math.max(Math.floor(wide / pen.px), 1);
-    again();
-  }
+  if (!session) return;
+  labels();
+  pen.px = SPEED * mm / session.fs;
+  pen.moments = Math.max(Math.floor(wide / pen.px), 1);
+  again();
 }
 
 function sized(canvas, wide, high) {
   canvas.width = Math.round(wide * view.dpr);
   canvas.height = Math.round(high * view.dpr);
-  canvas.style.width = `${wide}px`;
-  canvas.style.height = `${high}px`;
+  Object.assign(canvas.style, { width: `${wide}px`, height: `${high}px` });
   canvas.getContext("2d").setTransform(view.dpr, 0, 0, view.dpr, 0, 0);
 }
 
@@ -199,8 +205,7 @@ function hatched() {                // a pattern of slanting lines
   const tile = document.createElement("canvas"), n = Math.round(8 * view.dpr);
   tile.width = tile.height = n;
   const g = tile.getContext("2d");
-  g.strokeStyle = view.colours.hole;
-  g.lineWidth = n / 5;
+  Object.assign(g, { strokeStyle: view.colours.hole, lineWidth: n / 5 });
   g.beginPath();
   for (const d of [-n, 0, n]) { g.moveTo(d - 1, n + 1); g.lineTo(d + n + 1, -1); }
   g.stroke();
@@ -209,17 +214,22 @@ function hatched() {                // a pattern of slanting lines
   return pattern;
 }
 
-function labels() {
-  const made = session.leads.map((lead, k) => {
-    const label = document.createElement("span"), grade = document.createElement("b");
-    label.className = "lead";
-    label.style.top = `${k * view.row + 2}px`;
-    grade.textContent = $("leads").children[k]?.lastChild.textContent || "";
-    grade.className = $("leads").children[k]?.lastChild.className || "";
-    label.append(`${lead} `, grade);
-    return label;
-  });
-  $("leads").replaceChildren(...made);
+function label(words, kind, top, ...more) {
+  const made = document.createElement("span");
+  made.className = `label ${kind}`;
+  made.style.top = `${top}px`;
+  made.append(words, ...more);
+  return made;
+}
+
+function labels() {                 // of leads with their quality, and of the strip's lanes
+  $("leads").replaceChildren(...session.leads.map((lead, k) => label(`${lead} `, "lead", k * view.row + 2,
+    $("leads").children[k]?.lastChild || document.createElement("b"))));
+  $("lanes").replaceChildren(...session.classes.map((name, k) => {
+    const made = label(name, "lane", TICKS + k * LANE);
+    made.style.borderColor = hue(k);
+    return made;
+  }));
 }
 
 // ---- traces
@@ -258,25 +268,23 @@ function wipe(g, from, to) {
 function draw(from, to) {           // the traces of [from, to); the moment before is there already
   const g = trace.getContext("2d");
   wipe(g, from + ahead(), to + ahead());
+  Object.assign(g, { strokeStyle: view.colours.ink, lineWidth: 1.4, lineJoin: "round", lineCap: "round" });
   for (const [a, b] of sweeps(from, to)) {
     holes(g, a, b);
-    g.strokeStyle = view.colours.ink;
-    g.lineWidth = 1.4;
-    g.lineJoin = g.lineCap = "round";
     for (let k = 0; k < store.uv.length; k++) line(g, k, a, b);
   }
 }
 
 function line(g, k, a, b) {
-  const { uv, is, size } = store, zero = (k + 0.5) * view.row, y = GAIN * view.mm / 1000;
-  let down = false;
+  const { is, size } = store, uv = store.uv[k], base = store.base[k];
+  const zero = (k + 0.5) * view.row, y = GAIN * view.mm / 1000;
+  let down = null;                  // the baseline while the pen is down
   g.beginPath();
   for (let i = a % pen.moments ? a - 1 : a; i < b; i++) {
     const slot = i % size;
-    if (is[slot] !== HERE) { down = false; continue; }
-    if (down) g.lineTo(x(i), zero - uv[k][slot] * y);
-    else g.moveTo(x(i), zero - uv[k][slot] * y);
-    down = true;
+    if (is[slot] !== HERE) { down = null; continue; }
+    g[down === base[slot] ? "lineTo" : "moveTo"](x(i), zero - (uv[slot] - base[slot]) * y);
+    down = base[slot];
   }
   g.stroke();
 }
@@ -321,11 +329,10 @@ function move(seconds) {            // the pen follows the newest moment, a litt
     pen.at = Math.min(pen.at + hurry * fs * seconds, store.next);
   }
   const to = Math.floor(pen.at + 1e-6);
-  if (to > pen.drawn) {
-    draw(pen.drawn, to);
-    pen.drawn = to;
-    view.dirty = true;
-  }
+  if (to <= pen.drawn) return;
+  draw(pen.drawn, to);
+  pen.drawn = to;
+  view.dirty = true;
 }
 
 // ---- strip and histogram
@@ -336,33 +343,24 @@ function marks() {                  // R peaks, gaps and classes of the sweep th
   store.beats = store.beats.filter(b => b >= first);
   store.runs = store.runs.filter(r => r.to > first);
   g.clearRect(0, 0, view.wide, high);
-  g.fillStyle = view.colours.text;
+  Object.assign(g, { fillStyle: view.colours.text, font: "11px system-ui, sans-serif", textBaseline: "middle" });
   for (const b of store.beats) if (b < pen.drawn) g.fillRect(x(b) - 0.75, 2, 1.5, TICKS - 4);
-  g.font = "11px system-ui, sans-serif";
-  g.textBaseline = "middle";
   for (const r of store.runs)
     for (const [a, b] of sweeps(Math.max(r.from, first), Math.min(r.to, pen.drawn))) block(g, r, a, b);
 }
 
 function block(g, r, a, b) {
   const [top, high] = r.lane === ALL ? [TICKS, LANE * view.lanes] : [TICKS + LANE * r.lane, LANE - 1];
-  const [left, , wide] = columns(a, b, top, high), hatch = r.fill === "hatch", room = wide - 6;
+  const [left, , wide] = columns(a, b, top, high), hatch = r.fill === "hatch", room = g.measureText(r.words).width + 4;
   g.fillStyle = hatch ? view.hatch : r.fill;
   g.fillRect(left, top, wide, high);
-  if (room < 6) return;
-  const words = fitting(g, r.words, room);
+  if (room + 4 > wide) return;      // a word that is cut off may be another one
   if (hatch) {                      // its reason has to be read on something plain
     g.fillStyle = view.colours.paper;
-    g.fillRect(left + 2, top + 1, g.measureText(words).width + 4, LANE - 3);
+    g.fillRect(left + 2, top + 1, room, LANE - 3);
   }
   g.fillStyle = hatch ? view.colours.text : "#fff";
-  g.fillText(words, left + 4, top + LANE / 2);
-}
-
-function fitting(g, words, room) {  // as much of a text as there is room for
-  let n = words.length;
-  while (n > 0 && g.measureText(words.slice(0, n)).width > room) n--;
-  return words.slice(0, n);
+  g.fillText(r.words, left + 4, top + LANE / 2);
 }
 
 function histogram(edges, counts) {
@@ -375,8 +373,7 @@ function histogram(edges, counts) {
   g.fillRect(0, high - 1, wide, 1);
   g.fillStyle = view.colours.text;
   counts.forEach((n, i) => n && g.fillRect(i * step, high - Math.max(n / most * high, 1), step - 1, high));
-  canvas.setAttribute("aria-label", "latency histogram: " + counts.map((n, i) =>
-    n ? `${n} ${i < edges.length ? `below ${edges[i]}` : "above"} ms` : "").filter(Boolean).join(", "));
+  canvas.title = `decisions by latency, bars up to ${edges.join(", ")} ms and above`;
 }
 
 // ---- time, connection, controls
@@ -396,7 +393,8 @@ function frame(now) {
 function standing() {               // the connection in words; old figures are dimmed
   const open = view.socket?.readyState === WebSocket.OPEN;
   const quiet = !store || store.next === null || performance.now() - store.heard > 1000 * QUIET_S;
-  text("connection", !open ? view.waiting || "connecting" : view.held ? "held" : quiet ? "connected, no samples" : "live");
+  const words = view.held ? "held" : quiet ? "connected, no samples" : "live";
+  text("connection", open ? words : view.waiting || "connecting");
   document.body.classList.toggle("stale", !open || quiet);
 }
 
