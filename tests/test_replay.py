@@ -199,17 +199,6 @@ def test_a_data_record_lasts_as_the_format_can_say(fs):
     assert size / seconds == pytest.approx(fs, rel=1e-6)
 
 
-def test_mne_leaves_the_gap_out(tmp_path):
-    mne = pytest.importorskip("mne", reason="mne is not installed: a second reader of EDF+")
-    pytest.importorskip("pyedflib", reason='pyedflib is not installed: pip install -e ".[edf]"')
-    recorder, out = record(tmp_path, items(12)), tmp_path / "out.edf"
-    edf.export(Recording(recorder.path), out)
-    raw = mne.io.read_raw_edf(out, verbose="error")
-    assert raw.ch_names == ["I", "-II", "belt"] and raw.n_times == 12 * FS
-    kept = raw.get_data(reject_by_annotation="omit", verbose="error")
-    assert kept.shape[1] == pytest.approx(12 * FS - 30, abs=1)
-
-
 def test_an_event_of_a_recorder_that_fails_reaches_the_others(tmp_path, monkeypatch):
     """The classification goes on: on a disk that is really full where one can be made, else with a file size limit."""
     kept, recorder = Kept(), Recorder(tmp_path)
