@@ -61,9 +61,10 @@ class Board:
         self._since = self._gaps = 0                # results and gaps that the firmware had counted
         self._due = self._heard = self._look = 0.0
         self._frames, self._told = 0, ""
-        self._line = plug.open()
-        self.device = Device(self._line)
+        self._line = None
         try:
+            self._line = plug.open()
+            self.device = Device(self._line)
             self._join()
         except Exception:
             self._close()
@@ -191,8 +192,10 @@ class Board:
             device.poll(0.02)
         status = device.statuses()[-1]
         self._since, self._gaps = status.results, status.gaps
-        device.next_result = status.results if first else device.next_result
-        if boot not in (None, about.boot_id):
+        anew = not first and (boot != about.boot_id or status.results < device.next_result)
+        if first or anew:
+            device.next_result = status.results
+        if anew:
             self._tell(f"the board {about.board_name} began anew", "warning")
             self.reader.streams.clear()
         self._zero, self._why = None, self._why or "reset"
@@ -423,8 +426,8 @@ def opened(run, port: str, manifest: Manifest, fs: float, **options) -> Board:
 def _is_uart(port: str) -> bool:
     """A real serial line; pseudo terminals and sockets carry bytes at any rate."""
     real = os.path.realpath(port)
-    return port.upper().startswith("COM") or (real.startswith(("/dev/tty", "/dev/cu.")) \
-        and not real.startswith("/dev/ttys"))
+    named = real.startswith(("/dev/tty", "/dev/cu.")) and not real.startswith("/dev/ttys")
+    return named or port.upper().startswith("COM")
 
 
 @contextlib.contextmanager

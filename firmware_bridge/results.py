@@ -21,7 +21,8 @@ from train.say import UserError
 @dataclass
 class Stream:
     """Moments without a hole on the board. since: number of the first result that it may bring; first: index in the
-    session; base: index at the model's rate that the firmware gives its first sample; bad: (index, reason)."""
+    session; base: index at the model's rate that the firmware gives its first sample; bad: (index, reason, when handed
+    to the line), where bad moments have another reason than the last ones."""
 
     since: int
     first: int
@@ -45,8 +46,9 @@ class Reader:
     def sent(self, piece: Piece, now: float) -> None:
         """A piece has left."""
         self._sent.append((piece.first + piece.uv.shape[1], piece.arrived, now))
-        if piece.bad:
-            self.streams[-1].bad.append((piece.first, piece.bad))
+        bad = self.streams[-1].bad
+        if piece.bad and (not bad or bad[-1][1] != piece.bad):
+            bad.append((piece.first, piece.bad, now))
 
     def decision(self, result: Result, now: float) -> Decision | None:
         """None for a result of no stream that is known."""
@@ -62,7 +64,8 @@ class Reader:
         beat = stream.first + round(sample * self.ratio) if m.trigger.kind == "r-peak" else None
         why = ""
         if result.flags & edgelink.UNRELIABLE:
-            bad = [reason for first, reason in stream.bad if first < at]
+            by = now - result.latency_ms / 1000
+            bad = [reason for first, reason, sent in stream.bad if (first < at if beat is None else sent <= by)]
             why = bad[-1] if bad and sample >= SETTLE_S * m.fs else "settling"
         waited = 1000 * (now - self._needed(at, result, now))
         return Decision(at, named(m, result.present), result.scores.copy(), why, beat, waited)

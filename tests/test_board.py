@@ -24,6 +24,7 @@ from train.say import MissingError, UserError
 
 GRAPH, MANIFEST = boards.models()["model"]
 PLAIN = Kind()
+BUILT, LIBRARIES = {}, {}           # for every module that has the fixture below
 if toolchain.missing("host"):
     pytest.skip(str(toolchain.missing("host")), allow_module_level=True)
 
@@ -31,7 +32,9 @@ if toolchain.missing("host"):
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
     """Kind -> a freshly started board; rate -> the host's twin."""
-    folder, built, libraries = tmp_path_factory.mktemp("boards"), {}, {}
+    built, libraries = BUILT, LIBRARIES
+    folder = built.setdefault("folder", None) or tmp_path_factory.mktemp("boards")
+    built["folder"] = folder
 
     class Make:
         def board(self, kind: Kind) -> boards.Board:

@@ -5,6 +5,7 @@ scored against the twin's; and a board with a sensor of its own."""
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import boards
@@ -12,19 +13,22 @@ import graphs
 import numpy as np
 import pytest
 from boards import FS, Kind, ecg
-from test_board import Wire, make  # noqa: F401
-from test_bridge import Kept
+from test_board import Wire, feed, make  # noqa: F401
+from test_bridge import BOARD, Kept, Plain
 
 from firmware_bridge import live, replay
+from firmware_bridge.board import Board, Mirror
 from firmware_bridge.bridge import Bridge
+from firmware_bridge.classify import Local
 from firmware_bridge.leads import wire
 from firmware_bridge.loop import Loop
+from firmware_bridge.ports import Plug
 from firmware_bridge.protocols import edgelink
 from firmware_bridge.results import OnSensor
 from firmware_bridge.session import Decision, Event, Gap, Session
 from firmware_bridge.simulate import Simulator
 from firmware_bridge.watch import Watch
-from targets import deploy, emulate, toolchain
+from targets import deploy, emulate, live_emulation, target, toolchain, twin
 from train import say, score
 from train.manifest import Decision as Rule
 from train.manifest import Trigger
@@ -78,7 +82,6 @@ def scored(recording, run) -> float:
     """Mean F1 of the board's recorded decisions, the reliable ones, with the twin's as the truth."""
     from firmware_bridge import classify
     from firmware_bridge.recordings import Recording
-    from targets import target
     manifest, graph = target.open_run(run)
     kept = Recording(recording)
     _, twin = replay.replay(kept, manifest, classify.local(run, "host", manifest, graph, kept.fs))
@@ -103,9 +106,44 @@ def test_what_a_board_needs_is_said_before_it_is_missed(run, capsys):
         assert what in capsys.readouterr().err
 
 
+@emulated
+def test_an_emulated_board_that_is_pulled_out_and_plugged_in_again_goes_on(run, tmp_path):
+    manifest, graph = target.open_run(run)
+    image, name = target.open_build(run, "mcu", manifest).path, target.read_board("stm32f405", "mcu")
+    link, kept, uv = tmp_path / "board", Kept(), ecg(90, seed=3)
+    local = Local(manifest, twin.Twin(target.open_build(run, "host", manifest).path, graph, FS, FS), FS)
+    at = 0
+
+    def until(ready):
+        """Stream in real time until it holds."""
+        nonlocal at
+        begun, first = time.monotonic(), at
+        while not ready() and time.monotonic() < begun + 40:
+            while at < first + (time.monotonic() - begun) * FS and at + 10 <= len(uv):
+                feed(b, uv, at, 10, (), (), time.monotonic())
+                at += 10
+            b.tick(time.monotonic())
+            time.sleep(0.01)
+        assert ready()
+    with live_emulation.started(image, name) as (_, port, _):
+        link.symlink_to(port)
+        board = Board(Plug(str(link)), manifest, FS)
+        b = Bridge(Session(BOARD, FS, ("I",), manifest, 0.0), Plain(), wire(BOARD, ("I",), "ch1=I"),
+                   Watch(manifest.frontend, FS, ("I",)), [kept], board, Mirror(board, local))
+        until(lambda: len(kept.of(Decision)) >= 5)
+        link.unlink()
+    until(lambda: any("is gone" in e.text for e in kept.of(Event)))
+    before = len(kept.of(Decision))
+    with live_emulation.started(image, name) as (_, port, _):
+        link.symlink_to(port)
+        until(lambda: any("is back" in e.text for e in kept.of(Event)) and len(kept.of(Decision)) >= before + 5)
+        b.close()
+    assert b.agreement.compared == b.agreement.equal == len(kept.of(Decision)) and board.lost > 0
+
+
 # ---- a board with a sensor of its own
 
-class Plug:
+class There:
     """A board in memory whose port is always there."""
 
     port = "memory"
@@ -127,7 +165,7 @@ def sensing(make, uv, off=None, manifest=MANIFEST):     # noqa: F811
     b = Bridge(Session(profile, profile.fs, ("I",), MANIFEST, 0.0), edgelink.Decoder(profile),
                wire(profile, ("I",), "ch1=I"), Watch(MANIFEST.frontend, profile.fs, ("I",)), [kept], classifier)
     classifier.timeline = b.timeline
-    return line, kept, Loop(b, Plug(line), talk), rest
+    return line, kept, Loop(b, There(line), talk), rest
 
 
 def test_a_board_with_a_sensor_tells_its_decisions_and_their_moments(make):     # noqa: F811
