@@ -11,7 +11,7 @@ const AHEAD_MM = 6;                 // wiped in front of the pen
 const QUIET_S = 2;                  // without a sample, and the figures are said to be old
 const LANE = 14, TICKS = 12;        // px in the strip: a class, the R peaks
 const ALL = -1;                     // a run over all lanes
-const NONE = 0, HERE = 1, GAP = 2, SKIPPED = 3;     // what is known of a moment
+const HERE = 1, MISSING = 2;        // what is known of a moment
 
 const $ = id => document.getElementById(id);
 const paper = $("paper"), trace = $("trace"), strip = $("strip");
@@ -69,7 +69,7 @@ function samples(buffer) {
   const first = Number(head.getBigInt64(8, true)), narrow = head.getUint8(1) === 2;
   const values = new (narrow ? Int16Array : Int32Array)(buffer, 16), off = values.subarray(leads * n);
   if (store.next === null) pen.at = pen.drawn = store.next = first;
-  hole(first, SKIPPED);
+  for (let i = Math.max(store.next, first - store.size); i < first; i++) store.is[i % store.size] = MISSING;
   for (let i = 0; i < n; i++) {
     const slot = (first + i) % store.size;
     for (let k = 0; k < leads; k++) store.uv[k][slot] = values[k * n + i];
@@ -93,12 +93,6 @@ function centre() {     // electrodes have offsets: what is drawn in the middle 
     const middle = Int32Array.from(here, slot => uv[slot]).sort()[here.length >> 1];
     return Math.abs(middle - store.zero[k]) <= far ? store.zero[k] : middle;
   });
-}
-
-function hole(until, why) {         // moments up to `until` did not come
-  if (store.next === null) return;
-  for (let i = Math.max(store.next, until - store.size); i < until; i++) store.is[i % store.size] = why;
-  store.next = Math.max(store.next, until);
 }
 
 function run(from, to, lane, words, fill) {     // in the strip; one that goes on is made longer
@@ -146,10 +140,7 @@ const note = (level, words) => event({ index: store.next || 0, kind: "page", lev
 
 const takes = {
   session: begin, decision, totals, quality, event,
-  gap(g) {
-    run(g.index, g.index + g.length, ALL, `gap: ${g.reason}`, "hatch");
-    hole(g.index + g.length, GAP);
-  },
+  gap: g => run(g.index, g.index + g.length, ALL, `gap: ${g.reason}`, "hatch"),
   beat(b) {
     store.beats.push(b.index);
     if (b.bpm !== null) text("bpm", String(Math.round(b.bpm)));
@@ -291,8 +282,8 @@ function line(g, k, a, b) {
 
 function holes(g, a, b) {           // missing moments hatched, leads that are off shaded
   for (const [from, to, what] of alike(a, b, slot => store.is[slot])) {
-    if (what === HERE || what === NONE) continue;
-    g.fillStyle = tiny(from, what) ? view.colours.hole : view.hatch;
+    if (what !== MISSING) continue;
+    g.fillStyle = tiny(from) ? view.colours.hole : view.hatch;
     g.fillRect(...columns(from, to, 0, view.high));
   }
   for (const [from, to, off] of alike(a, b, slot => store.is[slot] === HERE ? store.off[slot] : 0)) {
@@ -302,8 +293,8 @@ function holes(g, a, b) {           // missing moments hatched, leads that are o
   }
 }
 
-function tiny(i, what) {            // whether the hole around a moment is too narrow for slanting lines
-  const few = Math.ceil(4 / pen.px), same = j => store.is[(j + store.size) % store.size] === what;
+function tiny(i) {                  // whether the hole around a moment is too narrow for slanting lines
+  const few = Math.ceil(4 / pen.px), same = j => store.is[(j + store.size) % store.size] === MISSING;
   let n = 1;
   for (let j = i - 1; n < few && same(j); j--) n++;
   for (let j = i + 1; n < few && j < store.next && same(j); j++) n++;
