@@ -30,6 +30,7 @@ COARSE = 0.5            # nats of a step of a row's largest score, at least
 FINE = 0.06             # nats of a step of int8 scores that need no second product
 LONG = 64               # keys of a row that lose mass on the grid of int8 probabilities
 FEW = 8192              # products of scores up to which int16 costs little
+ROWS = 400              # and from which on products of int16 by int8, which cost more to begin, are faster
 HIDDEN = 1e4            # nats subtracted from a hidden score of the float form
 LANES = 8               # products are fastest where what they sum over is a multiple of it
 BLOCK = 64              # scores that a block costs besides its own
@@ -91,14 +92,16 @@ class Attention(TfliteFile):
         """softmax(q k') v for each head; with q2 and k2 (softmax(q k') - lambda softmax(q2 k2')) v."""
         q, k, v, *pair = node.inputs
         tiles = tiled(node, self.shape(q)[2], self.shape(k)[2])
-        turned = self.form == "int8" and self.shape(v)[1] == 1      # what the kernels of either form do faster
-        values, scale = self.keys(v, node, tiles, turned), self.scale(node.output)
         few = tiles.seen.all() and tiles.seen.size * math.prod(self.shape(q)[:2]) <= FEW
         wide = self.form == "int8" and (pair or (few and self.shape(k)[2] > LONG))
+        if wide and few and "bias" not in node.params and math.prod(self.shape(q)) * self.shape(k)[2] >= ROWS:
+            self.store(node.output, self.few_rows(node))
+            return
+        turned = self.form == "int8" and self.shape(v)[1] == 1      # what the kernels of either form do faster
+        values, scale = self.keys(v, node, tiles, turned), self.scale(node.output)
         weight = self.weights(self.map(node, "", q, k, tiles), wide)
-        share = 0.0
+        share = node.attrs["out_mul2"] / node.attrs["out_mul"] if pair else 0.0
         if pair:
-            share = node.attrs["out_mul2"] / node.attrs["out_mul"]
             other = self.weights(self.map(node, "2", *pair, tiles), wide)
             weight = self.difference(weight, other, share)
         if wide:        # a mean of values is no larger than they are
@@ -109,18 +112,76 @@ class Attention(TfliteFile):
 
     def map(self, node: Node, which: str, q: str, k: str, tiles: Tiles) -> Map:
         """The map whose multipliers have the suffix `which`."""
-        nats = node.attrs["score_mul" + which] * 2.0 ** (node.attrs["score_shift" + which] - 32) * EXP_STEP
+        step = nats(node, which)
         bias = None if which else node.params.get("bias")
         if bias is not None:
             place = np.clip(tiles.step + node.attrs["size"] - 1, 0, bias.shape[1] - 1)
-            bias = np.where(tiles.seen, bias[:, place] * nats, 0.0)
+            bias = np.where(tiles.seen, bias[:, place] * step, 0.0)
         unit, span = self.scale(q) * self.scale(k), HEADROOM * BYTE * node.attrs["export_scales"]["score" + which]
         query, key = self.queries(q, node, tiles), self.keys(k, node, tiles)
-        return Map(query, key, unit, nats / unit, span, tiles, bias)
+        return Map(query, key, unit, step / unit, span, tiles, bias)
 
     def weights(self, m: Map, wide: bool) -> int:
         """What each query weighs its values with, (head, block, query, key)."""
         return self.real_softmax(m) if self.form == "float" else self.wide_softmax(m) if wide else self.softmax(m)
+
+    # ---- few queries
+
+    def few_rows(self, node: Node) -> int:
+        """Attention in int16 of few queries that see every key, both maps at once, as two products of rows.
+
+        Keys and values are the weights, int8 as they are: an operator of int16 by int8 takes a third of the time of
+        one of int16 by int16. All heads share them, so that a query has a row for each head, 0 where the others are.
+        """
+        q, k, v, *pair = node.inputs
+        (_, lead, queries, _), keys, heads = self.file_shape(q), self.shape(k)[2], node.attrs["heads"]
+        rows, channel = heads * queries, self.shape(v)[0]
+        maps = [("", q, k), *([("2", *pair)] if pair else [])]
+        span = max(HEADROOM * BYTE * node.attrs["export_scales"]["score" + which] for which, _, _ in maps)
+        grid = max(span, WORD * EXP_STEP) / WORD
+        scores = []
+        for which, query, key in maps:
+            weight = self.turned(self.value(key), [0, 2, 1, 3])
+            weight = self.reshaped(weight, (keys, math.prod(self.extent(weight)[2:])))
+            row = self.query_rows(query, nats(node, which) / self.scale(key), heads)
+            scores.append(self.op("FULLY_CONNECTED", [row, weight, -1], (rows, keys), grid, dtype="int16"))
+        score = self.beside(scores, 0) if pair else scores[0]
+        weight = self.op("SOFTMAX", [score], self.extent(score), 1 / (WORD + 1), dtype="int16", beta=1.0)
+        values = self.reshaped(self.turned(self.value(v), [0, 1, 3, 2]), (lead * channel, keys))
+        scale = 128 / WORD * self.scale(v)
+        y = self.op("FULLY_CONNECTED", [weight, values, -1], (len(maps) * rows, lead * channel), scale, dtype="int16")
+        if pair:
+            y = self.halves(y, node.attrs["out_mul2"] / node.attrs["out_mul"])
+        y = self.op("QUANTIZE", [y], self.extent(y), self.scale(node.output))
+        return self.own_parts(y, heads, self.file_shape(node.output))
+
+    def query_rows(self, tensor: str, scale: float, heads: int) -> int:
+        """int16 codes of a tensor on another scale, (head * query, lead * channel), a head's channels in its rows."""
+        x = self.turned(self.value(tensor), [0, 2, 1, 3])
+        _, queries, lead, channel = self.extent(x)
+        x = self.reshaped(x, (1, queries, lead * channel))
+        own = np.arange(lead * channel) % channel // (channel // heads) == np.arange(heads)[:, None, None]
+        codes, shape = self.data(x), (heads * queries, lead * channel)
+        if codes is not None:
+            return self.constant((codes * own).astype(np.int16).reshape(shape), scale)
+        mask = self.constant(own.astype(np.int8), scale / self.scale(tensor))
+        x = self.reshaped(self.op("MUL", [x, mask], (heads, queries, lead * channel), scale), shape)
+        return self.widened(x)
+
+    def halves(self, y: int, share: float) -> int:
+        """The upper half of the rows minus `share` times the lower one, int16."""
+        rows, width = self.extent(y)
+        parts = [self.tensor((rows // 2, width), "int16", self.grid(y)) for _ in range(2)]
+        self.ops("SPLIT", [self.constant(np.array(0, np.int32)), y], parts, numSplits=2)
+        return self.difference(*parts, share)
+
+    def own_parts(self, y: int, heads: int, shape) -> int:
+        """Of rows (head * query, lead * channel) each head's channels, as a tensor (1, lead, query, channel)."""
+        _, lead, queries, channel = shape
+        y, part = self.reshaped(y, (heads, queries, lead, channel)), (1, queries, lead, channel // heads)
+        parts = [self.op("SLICE", [y, self.ints(h, 0, 0, h * part[3]), self.ints(*part)], part, self.grid(y))
+                 for h in range(heads)]
+        return self.turned(self.beside(parts, 3) if heads > 1 else parts[0], [0, 2, 1, 3])
 
     # ---- rows
 
@@ -183,7 +244,8 @@ class Attention(TfliteFile):
         """Values of one grid side by side."""
         shape = list(self.extent(values[0]))
         shape[axis] = sum(self.extent(v)[axis] for v in values)
-        return self.op("CONCATENATION", values, shape, self.grid(values[0]), axis=axis)
+        about = self.values[values[0]]
+        return self.op("CONCATENATION", values, shape, self.grid(values[0]), dtype=about.dtype, axis=axis)
 
     # ---- maps
 
@@ -267,10 +329,15 @@ class Attention(TfliteFile):
         """a - share * b, of maps that are int16 or real numbers."""
         if self.form == "float":
             return self.like(a, "SUB", [a, self.like(b, "MUL", [b, self.constant(np.float32(share))])])
-        most = max(abs(share), 1 / WORD)        # in full shape: int16 kernels repeat a number slowly
-        factor = self.constant(np.full(self.extent(b), WORD if share > 0 else -WORD, np.int16), most / WORD)
-        b = self.op("MUL", [b, factor], self.extent(b), most / WORD, dtype="int16")
-        return self.op("SUB", [a, b], self.extent(a), (1 + most) / WORD, dtype="int16", potScaleInt16=False)
+        most, scale = max(abs(share), 1 / WORD), self.grid(a)
+        factor = np.full(self.extent(b), round(share / most * WORD), np.int16)  # int16 kernels repeat a number slowly
+        b = self.op("MUL", [b, self.constant(factor, most / WORD)], self.extent(b), most * scale, dtype="int16")
+        return self.op("SUB", [a, b], self.extent(a), (1 + most) * scale, dtype="int16", potScaleInt16=False)
+
+
+def nats(node: Node, which: str) -> float:
+    """Of a step of the product of query and key codes, in the map whose multipliers have the suffix `which`."""
+    return node.attrs["score_mul" + which] * 2.0 ** (node.attrs["score_shift" + which] - 32) * EXP_STEP
 
 
 def _grid(low: float, high: float, beta: float) -> tuple[float, int]:

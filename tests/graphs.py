@@ -357,7 +357,8 @@ def attending(window: str = "global", size: int = 0, *, leads: int = 1, time: in
     b = Builder(seed, {"ecg": (leads, time)})
     x = b.conv(b.reshape("ecg", "channel"), 8, 5, stride=2)
     q, k, *pair = (b.conv(x, 8, relu=False) for _ in range(2 if lam is None else 4))
-    q = b.slice(q, 2, 3, 3 + queries) if queries else q
+    if queries:
+        q, pair[:1] = b.slice(q, 2, 3, 3 + queries), [b.slice(t, 2, 3, 3 + queries) for t in pair[:1]]
     v = b.conv(x, wide, relu=False)
     y = b.attention(q, k, v, 2, window, size, bias=bias, pair=tuple(pair), lam=lam or 0.0)
     return b.graph(b.classifier(b.concat([b.reduce("mean", y), b.reduce("max", y)]), 3))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from compress import reference
 from compress.graph import Graph
 from compress.reference_attention import EXP_STEP, reach, scores, split
 from targets import litert, tflite_lowering
-from targets.tflite_attention import LANES, tiled
+from targets.tflite_attention import LANES, LONG, ROWS, tiled
 from tests import graphs as make
 
 absent = litert.missing()
@@ -89,6 +91,21 @@ def test_a_bias_goes_with_the_distance_at_every_length(time, size):
 def test_queries_and_keys_may_differ_in_number(queries, time):
     graph = alone(queries=queries, time=time)
     near(gap(graph, codes_of(graph, 6)), worst=3, equal=0.6)
+
+
+@pytest.mark.parametrize("lam", [None, 0.6, -0.3])
+@pytest.mark.parametrize("leads", [1, 3])
+@pytest.mark.parametrize("queries, time", [(1, 30), (1, 180), (3, 150)])
+def test_few_queries_take_their_keys_as_weights(queries, time, leads, lam):
+    graph = alone(queries=queries, time=time, leads=leads, lam=lam)
+    file = tflite_lowering.Lowering(graph, "int8")
+    file.build()
+    keys = graph.tensors[graph.nodes[0].inputs[1]].shape[2]
+    int16 = lam or keys > LONG
+    if int16:
+        products = math.prod(graph.tensors[graph.nodes[0].inputs[0]].shape) * keys
+        assert ("FULLY_CONNECTED" in {o.kind for o in file.operators}) == (products >= ROWS)
+    near(gap(graph, codes_of(graph, 6)), worst=1 if int16 else 2, equal=0.75 if int16 else 0.65)
 
 
 def test_long_rows_of_few_queries_keep_their_mass():
