@@ -31,7 +31,7 @@ def parser() -> say.Parser:
     p.add_argument("--target", default="host", metavar="T",
                    help="what classifies: host, arm, litert, jetson, or mcu, our firmware on a board (host)")
     p.add_argument("--board-port", metavar="PORT", help="with --target mcu: the board's port, or emulate for QEMU")
-    p.add_argument("--shadow", action="store_true", help="decide here as well, by the host's build, and compare")
+    p.add_argument("--shadow", action="store_true", help="with --target mcu: decide here as well and compare")
     p.add_argument("--threads", type=int, default=1, help="of the runtime (1)")
     p.add_argument("--age", type=int, default=-1, help="of the patient in years, for models that ask")
     p.add_argument("--sex", choices=("M", "F"), help="of the patient, for models that ask")
@@ -81,7 +81,7 @@ def connected(args, manifest):
     if profile.protocol == "edgelink":
         talk.settings = patient(args)
     if args.port.startswith("file:") and profile.check != "text":     # a recording does not answer
-        return plug, line, talk, profile, b""
+        return plug, line, talk, *(talk.replayed(line) if hasattr(talk, "replayed") else (profile, b""))
     try:
         profile, rest = talk.begin(line)
     except Exception:
@@ -134,11 +134,12 @@ def classifiers(args, manifest, graph, profile, fs: float):
                                 "--shadow with a board that is sent its samples")
         return results.OnSensor(profile.heard, manifest, fs), None
     if args.target != "mcu":
-        if args.board_port:
-            raise say.UserError(f"--board-port with --target {args.target}", "--target mcu")
+        if args.board_port or args.shadow:
+            raise say.UserError(f"--{'board-port' if args.board_port else 'shadow'} with --target {args.target}",
+                                "--target mcu", "python bench/parity.py compares the others with the reference")
         local = classify.local(args.run, args.target, manifest, graph, fs, args.threads)
         local.decider.patient(args.age, sex_code(args.sex))
-        return local, shadow(args, manifest, graph, fs) if args.shadow else None
+        return local, None
     if not args.board_port:
         raise say.UserError("--target mcu needs the board's line beside the front-end's", "--board-port PORT",
                             "without a board: --board-port emulate; a board with a sensor: --protocol edgelink")
@@ -149,14 +150,12 @@ def classifiers(args, manifest, graph, profile, fs: float):
 
 
 def shadow(args, manifest, graph, fs: float):
-    """The host's build as a classifier, compiled now where there is none."""
+    """The host's build as a classifier, with the bits of a board; compiled now where there is none."""
     import tempfile
 
     from firmware_bridge.classify import Local
     from targets import host, target, twin
     from train.sides import sex_code
-    if args.target == "host":
-        raise say.UserError("--shadow compares with the host's build, which classifies already", "another --target")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         work = pathlib.Path(folder)
         library = target.open_build(args.run, "host", manifest).path if "host" in target.read_builds(args.run) else \

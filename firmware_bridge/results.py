@@ -15,7 +15,6 @@ from targets import edgelink
 from targets.edgelink import Result
 from train.frontend import SETTLE_S
 from train.manifest import Manifest
-from train.say import UserError
 
 
 @dataclass
@@ -91,8 +90,6 @@ class OnSensor:
     """
 
     def __init__(self, heard, manifest: Manifest, fs: float):
-        if heard.about is None:
-            raise UserError("the board has not said who it is")
         edgelink.refuse_other_model(heard.about.model[0].identity, manifest.identity, heard.about.board_name)
         self.heard, self.manifest, self.ratio, self.timeline = heard, manifest, fs / manifest.fs, None
         self.origin, self.settled = 0, SETTLE_S * fs

@@ -101,7 +101,7 @@ def test_what_a_board_needs_is_said_before_it_is_missed(run, capsys):
         said = say.run(live.main, live.parser(), ["--run", str(run), "--port", "sim", "--target", "mcu", *words])
         text = capsys.readouterr().err
         assert said == code and what in text
-    for words, what in [(("--board-port", "x"), "--target mcu"), (("--shadow",), "another --target")]:
+    for words, what in [(("--board-port", "x"), "--target mcu"), (("--shadow",), "--target mcu")]:
         assert say.run(live.main, live.parser(), ["--run", str(run), "--port", "sim", *words]) == 1
         assert what in capsys.readouterr().err
 
@@ -142,6 +142,18 @@ def test_an_emulated_board_that_is_pulled_out_and_plugged_in_again_goes_on(run, 
 
 
 # ---- a board with a sensor of its own
+
+def test_a_board_in_the_simulator_is_captured_and_heard_again(run, capsys, tmp_path):
+    tee = tmp_path / "raw"
+    words = ("--run", run, "--protocol", "edgelink", "--leads", "ch2=I")
+    first, _ = lived(capsys, *words, "--port", "sim", "--seconds", 5, "--tee", tee)
+    again, _ = lived(capsys, *words, "--port", f"file:{tee}")
+    assert again["moments"]["taken"] == pytest.approx(first["moments"]["taken"], abs=20) and again["fs"] == 250
+    assert again["wire"]["frames"] > 90 and not again["wire"]["damaged"]
+    tee.write_bytes(tee.read_bytes()[2000:])
+    assert say.run(live.main, live.parser(), [str(w) for w in (*words, "--port", f"file:{tee}")]) == 1
+    assert "no HELLO" in capsys.readouterr().err
+
 
 class There:
     """A board in memory whose port is always there."""

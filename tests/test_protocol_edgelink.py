@@ -141,6 +141,14 @@ def test_frames_of_another_board_and_of_later_versions_are_counted_and_left():
     assert not blocks and decoder.stats.damaged == {"channels": 1, "version": 1}
 
 
+def test_a_frame_that_was_damaged_is_counted_once_and_one_that_never_came_too():
+    frames = sent(ecg(100))
+    frames[3] = frames[3][:9] + bytes([frames[3][9] ^ 64]) + frames[3][10:]
+    del frames[6:8]
+    _, _, decoder = decoded(frames)
+    assert decoder.stats.damaged == {"crc": 1, "lost": 2} and decoder.stats.frames == 8
+
+
 def test_a_result_that_is_missing_is_asked_for_and_taken_once():
     def result(n):
         return told(edgelink.Result(n, 10 * n, 1, 0, 160, 0, 0, 0, 3, 0, np.zeros(3)))

@@ -28,6 +28,7 @@ LEVELS = ("debug", "info", "warning", "error")      # Log.level
 OTHER_BOOT = 3                      # Ack.error
 LEAP = 1024                         # numbers missing beyond which the count of frames began anew
 KEPT = 256                          # results that wait to be taken
+SEARCHED = 1 << 16                  # bytes of a recording in which a HELLO must be
 ASKED = 2                           # times that HELLO is said: what is no board of ours would not answer ever
 
 
@@ -98,6 +99,7 @@ class Decoder:
         self.profile, self.stats = profile, Stats()
         self.heard = getattr(profile, "heard", None) or Heard()
         self._framer, self._counted = Framer(), (0,) * 6
+        self._missing = self._refused = self._lost = 0      # numbers, frames refused, numbers of frames never seen
         self._status: edgelink.Status | None = None
 
     def feed(self, data: bytes, now: float) -> list[Block | Note]:
@@ -166,8 +168,13 @@ class Decoder:
         self._counted = found
         s = self.stats
         s.frames, s.unknown, s.noise = s.frames + frames - unknown, s.unknown + unknown, s.noise + noise
-        for reason, count in (("crc", damaged), ("version", foreign), ("lost", max(lost - damaged - foreign, 0))):
-            if 0 < count < LEAP:
+        # a frame that was refused leaves a number that is missing when the next sound one comes
+        self._refused += damaged + foreign
+        self._missing += lost if lost < LEAP else 0
+        unseen = max(self._missing - self._refused - self._lost, 0)
+        self._lost += unseen
+        for reason, count in (("crc", damaged), ("version", foreign), ("lost", unseen)):
+            if count:
                 s.damaged[reason] = s.damaged.get(reason, 0) + count
 
 
@@ -223,14 +230,35 @@ class Talk:
         device.next_result = self.heard.next_result or 0
         device.start(samples=True)
         device.line = line
+        return self._described(about), bytes(tape.data)
+
+    def replayed(self, line: Line) -> tuple[Profile, bytes]:
+        """As begin, of a recording, which does not answer: its own HELLO says what follows. UserError without one."""
+        data, framer = b"", Framer()
+        try:
+            while len(data) < SEARCHED:
+                part = line.read(1.0)
+                data += part
+                for message in framer.feed(part):
+                    if isinstance(message.payload, HelloRsp):
+                        self.heard.rebooted(message.payload)
+                        return self._described(message.payload), data
+        except OSError:             # its end
+            pass
+        raise UserError("no HELLO of a board is in this recording", "bytes from the beginning of a session",
+                        "--tee FILE keeps them")
+
+    def _described(self, about: HelloRsp) -> Profile:
         self.profile = replace(
             PROFILES["edgelink"], name=self.profile.name, title=f"LeadEdge firmware on {about.board_name}",
             channels=_channels(about.channels, about.nv_per_lsb), fs=about.fs).hearing(self.heard)
-        return self.profile, bytes(tape.data)
+        return self.profile
 
     def keep(self, line: Line) -> None:
         """The lease, and what was lost on the way again; after a reset of the board, who it is now."""
         device, heard = self._device, self.heard
+        if device is None:                  # a recording
+            return
         if heard.stranger or heard.about is None:
             device.send(edgelink.HelloReq(edgelink.MAJOR, edgelink.MAJOR, secrets.randbits(32)))
             return
