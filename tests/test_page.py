@@ -303,10 +303,13 @@ def test_without_a_token_only_this_computer_is_answered(headers, status):
         assert page._socket.getsockname()[0] == "127.0.0.1"
 
 
-def test_a_page_that_cannot_be_served_says_so(capsys):
+def test_a_page_that_cannot_be_served_says_so(capsys, monkeypatch, tmp_path):
     with served() as page:
         assert say.run(live.main, live.parser(), ["--port", "sim", "--page", str(page.port)]) == 1
         assert "in use" in capsys.readouterr().err
+    monkeypatch.setattr("firmware_bridge.sinks.page.FILES", tmp_path)
+    with pytest.raises(say.UserError, match="does not start"), served():
+        pass
     assert say.run(live.main, live.parser(), ["--port", "sim", "--listen", "127.0.0.1"]) == 1
     assert "--page --listen 127.0.0.1" in capsys.readouterr().err
 

@@ -213,16 +213,17 @@ class Server:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="page", daemon=True)
         self._ready, self._woken = threading.Event(), False
-        self._fresh = asyncio.Event()
-        self._clients = 0
+        self._fresh, self._clients = asyncio.Event(), 0
+        self._error: OSError | None = None
 
     # ---- called by the bridge
 
     def start(self) -> None:
         """Returns once clients are answered."""
         self._thread.start()
-        if not self._ready.wait(10):
-            raise say.UserError("the page's server does not start")
+        self._ready.wait()
+        if self._error is not None:
+            raise say.UserError(f"the page's server does not start: {self._error}")
 
     def wake(self) -> None:
         """There is something new; at most one call waits in the loop."""
@@ -232,6 +233,8 @@ class Server:
 
     def stop(self) -> None:
         """A second for the clients to read the rest, then all is closed."""
+        if not self._thread.is_alive():
+            return
         future = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(FutureTimeout):
             future.result(5)
@@ -242,9 +245,14 @@ class Server:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-        self._ready.set()
-        self._loop.run_forever()
+        try:
+            self._loop.run_until_complete(self._serve())
+        except OSError as error:
+            self._error = error
+        finally:
+            self._ready.set()
+        if self._error is None:
+            self._loop.run_forever()
         self._loop.close()
 
     async def _serve(self) -> None:
