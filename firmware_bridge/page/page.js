@@ -10,6 +10,7 @@ const DELAY_S = 0.35;               // the pen stays behind the newest moment, s
 const AHEAD_MM = 6;                 // wiped in front of the pen
 const QUIET_S = 2;                  // without a sample, and the figures are said to be old
 const LANE = 14, TICKS = 12;        // px in the strip: a class, the R peaks
+const MOST = 2000;                  // runs and beats that are held
 const ALL = -1;                     // a run over all lanes
 const HERE = 1, MISSING = 2;        // what is known of a moment
 
@@ -99,6 +100,7 @@ function run(from, to, lane, words, fill) {     // in the strip; one that goes o
   const last = store.runs.findLast(r => r.lane === lane);
   if (last && last.words === words && from <= last.to && to >= last.to) last.to = to;
   else store.runs.push({ from, to, lane, words, fill });
+  if (store.runs.length > MOST) store.runs.shift();       // a tab in the background draws nothing and drops nothing
 }
 
 function decision(d) {
@@ -143,6 +145,7 @@ const takes = {
   gap: g => run(g.index, g.index + g.length, ALL, `gap: ${g.reason}`, "hatch"),
   beat(b) {
     store.beats.push(b.index);
+    if (store.beats.length > MOST) store.beats.shift();
     if (b.bpm !== null) text("bpm", String(Math.round(b.bpm)));
   },
   skipped: s => note("warning", `too slow, skipped ${s.frames} frames`),
