@@ -4,7 +4,7 @@
 Rhythm tasks: per class Se, +P, F1 with 95 % intervals by record, mean F1, and F1 by duration. Tasks with several
 classes a record: the same with AUROC and AUPRC, macro F-beta and G-beta, and the challenge score. mitbih has two tables
 that are never mixed: beat-given (annotated R) and end-to-end (our detector, 150 ms, from 5:00, missed and extra beats
-count).
+count). With --stream the records go as bytes through the bridge into the classifier first.
 """
 
 from __future__ import annotations
@@ -95,6 +95,11 @@ def main(args) -> dict:
     parts = held_out(manifest, source)
     indices = parts["test"]
     classes = [c.name for c in manifest.classes]
+    about = {"run": args.run, "target": args.target, "identity": manifest.identity.hex(), "machine": say.machine()}
+    if args.stream:
+        from bench import stream
+        indices = named(source, indices, args.records)
+        return about | {"records": len(indices)} | stream.table(args, manifest, graph, source, indices, classes)
     logits = evaluate.integer(graph, source, indices, args.target, runner(args.run, manifest, args.target))
     say.info(f"{manifest.name} {manifest.identity.hex()[:16]}, {args.target}, {len(indices)} test records "
              f"({manifest.provenance['split']})")
@@ -107,8 +112,13 @@ def main(args) -> dict:
         apart = evaluate.integer(graph, source, parts["apart"], "apart") if parts["apart"] else None
         result = {"beat_given": beats.given(manifest, logits, apart, classes),
                   "end_to_end": beats.end_to_end(manifest, graph, source, indices, classes)}
-    return {"run": args.run, "target": args.target, "identity": manifest.identity.hex(), "records": len(indices),
-            "machine": say.machine()} | result
+    return about | {"records": len(indices)} | result
+
+
+def named(source, indices: list[int], names: list[str] | None) -> list[int]:
+    """Those of the records that are asked for."""
+    place = {source.shards.records[i]["name"]: i for i in indices}
+    return [place[say.choose(name, place, "test record")] for name in names or place]
 
 
 def parser() -> say.Parser:
@@ -118,6 +128,8 @@ def parser() -> say.Parser:
     p.add_argument("--data", help="folder with the task's data set (the synthetic task needs none)")
     p.add_argument("--task", help="judge on another task whose classes have the same names (default: the run's)")
     p.add_argument("--target", default="reference", help="reference, or a target the run was built for")
+    p.add_argument("--stream", action="store_true", help="beats: through bytes, bridge and classifier (target host)")
+    p.add_argument("--records", nargs="+", metavar="NAME", help="with --stream: only these of the test records")
     return p
 
 

@@ -78,12 +78,14 @@ def match(annotated: np.ndarray, found: np.ndarray, tolerance: float) -> tuple[n
     return tuple(np.array(pairs, int).reshape(-1, 2).T)
 
 
-def end_to_end(manifest, graph, source, indices: list[int], classes: list[str]) -> dict:
-    """Print and return the table in which missed and extra beats count."""
+def end_to_end(manifest, graph, source, indices: list[int], classes: list[str], called=None) -> dict:
+    """Print and return the table in which missed and extra beats count. called(i) -> (R peaks, class of each) of a
+    record, by default the reference's."""
+    called = called or (lambda i: detected(manifest, graph, source, i))
     tables, names = [], []
     with say.progress("end to end", len(indices)) as advance:
         for i in indices:
-            tables.append(_record(manifest, graph, source, i))
+            tables.append(confusion(source, i, *called(i)))
             names.append(source.shards.records[i]["name"])
             advance(1)
     conf = np.array(tables)
@@ -101,8 +103,8 @@ def end_to_end(manifest, graph, source, indices: list[int], classes: list[str]) 
             "records": _by_record(conf, names)}
 
 
-def _record(manifest, graph, source, i: int) -> np.ndarray:
-    """Confusion (N S V F Q extra, N S V missed) of one record."""
+def detected(manifest, graph, source, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """(R peaks by our detector, class of each) of one record."""
     from compress import reference
     fs, shards = source.shards.fs, source.shards
     found = rpeak.detect(shards.signal(i)[0], fs)
@@ -111,9 +113,13 @@ def _record(manifest, graph, source, i: int) -> np.ndarray:
     parts = [reference.run(graph, {name: c[n:n + BEATS] for name, c in inputs.items()})
              for n in range(0, len(found), BEATS)]
     logits = np.concatenate(parts) if parts else np.zeros((0, 3), np.int8)
-    called = score.decide(logits, np.ones(len(logits), int), manifest.decision.rule, manifest.decision.offsets)
-    beats = shards.beats(i)
-    a, f = match(beats["sample"], found, TOLERANCE_S * fs)
+    return found, score.decide(logits, np.ones(len(logits), int), manifest.decision.rule, manifest.decision.offsets)
+
+
+def confusion(source, i: int, found: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """(N S V F Q extra, N S V missed) of one record."""
+    shards, beats = source.shards, source.shards.beats(i)
+    a, f = match(beats["sample"], found, TOLERANCE_S * shards.fs)
     conf = np.zeros((EXTRA + 1, MISSED + 1), int)
     truth, counted = aami(beats["symbol"]), _counted(shards, i, beats["sample"])
     np.add.at(conf, (truth[a[counted[a]]], called[f[counted[a]]]), 1)

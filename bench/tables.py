@@ -25,6 +25,7 @@ from train.models import ARCHS
 
 FLOAT, INT8 = "float", "QAT int8"       # of compress.report.FORMS
 MEMORY = sweep.RESULTS.parent / "memory.json"
+BRIDGE = sweep.RESULTS.parent / "bridge.json"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TASKS = {"cinc2017": ("CinC 2017", "mean F1 of N, A, O"), "mitbih": ("MIT-BIH, beat-given", "mean F1 of N, S, V"),
          "ptbxl": ("PTB-XL", "macro AUROC")}
@@ -227,6 +228,53 @@ def _agreement(row: dict | None) -> str:
     a = row["agreement"]
     text = f"{100 * a['labels']:.2f} %, {a['p99']:g}, {a['worst']}"
     return text if row["agrees"] else f"**{text}**"
+
+
+def bridge_table() -> str:
+    """A long session with every moment accounted for, the cost at real time, damaged bytes."""
+    if not BRIDGE.is_file():
+        return "Not measured yet: `python bench/bridge.py --write`.\n"
+    found = json.loads(BRIDGE.read_text())
+    parts = [text for name, text in (("endurance", _endurance), ("live", _live), ("fuzz", _fuzz)) if name in found
+             for text in [text(found[name])]]
+    return "\n".join(parts)
+
+
+def _where(part: dict) -> str:
+    return f"{part['machine']['cpu']}, {part['machine']['cores']} cores, Python {part['machine']['python']}"
+
+
+def _endurance(r: dict) -> str:
+    memory = r["rss_mb_by_hour"]
+    rows = [["signal", f"{r['hours']:g} h, {r['channels']} channels at {r['fs']:g} Hz, `{r['protocol']}`, "
+             f"{len(r['leads'])} leads{', `' + r['model'] + '`' if r['model'] else ', no model'}"],
+            ["times real time", f"{r['times_real_time']:.0f}x, {r['times_real_time_cpu']:.0f}x by processor time"],
+            ["moments unaccounted for", f"{r['unaccounted']:,} of {r['sent']:,}"],
+            ["touched by faults on the line", f"{r['touched']:,}; missing {r['lost_touched']:,}, with another value "
+             f"{r['wrong']:,}"],
+            ["came whole, missing or misplaced", f"{r['lost_untouched']:,}, {r['wrong_untouched']:,}"]]
+    if memory:
+        rows.append(["memory after each hour", f"{memory[0]:.1f} MB after the first, at most {max(memory):.1f}, "
+                     f"{memory[-1]:.1f} after the last"])
+    return f"As fast as it goes ({_where(r)}):\n\n" + _table(["what", "found"], rows)
+
+
+def _live(r: dict) -> str:
+    names = {"bridge": "the bridge's own", "from_the_last_moment": "from the taking of the last moment it needs",
+             "from_any_moment": "from the taking of any moment, the wait for the hop included"}
+    rows = [[names[k], str(v["count"]), *(f"{v[f'p{p}_ms']:.1f}" for p in (50, 95, 99))]
+            for k, v in r["latency"].items() if v["count"]]
+    title = (f"At real time on a pseudo terminal ({_where(r)}): {100 * r['share_of_a_core']:.1f} % of a core, "
+             f"{r['channels']} channels, {len(r['leads'])} leads"
+             f"{', `' + r['model'] + '`' if r['model'] else ', no model'}\n")
+    return title + ("\n" + _table(["delay of a decision, ms", "n", "p50", "p95", "p99"], rows) if rows else "")
+
+
+def _fuzz(r: dict) -> str:
+    rows = [[f"`{f['profile']}`", f["check"], f"{f['bytes']:,}", f"{f['touched']:,}", f"{f['moments_sent']:,}",
+             f"{f['moments']:,}", f"{f['wrong']:,}", f"{f['held_bytes'] / 1000:.1f}"] for f in r["profiles"]]
+    return f"Damaged bytes ({_where(r)}), no exception:\n\n" + _table(
+        ["front-end", "check", "bytes", "frames touched", "moments sent", "came out", "wrong", "kB held"], rows)
 
 
 def _p50(row: dict | None) -> str:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from bench import accuracy, beats
 from compress import qat
+from targets import deploy, toolchain
 from train import loop, manifest, synth
+from train.say import UserError
 
 torch.set_num_threads(1)
 SAMPLES = st.lists(st.integers(0, 4000), max_size=40).map(lambda x: np.array(sorted(set(x)), np.int64))
@@ -65,7 +67,7 @@ def judged(tmp_path_factory):
         words = ["--preset", "tiny", "--task", "mitbih", "--run", str(folder / "run"), "--epochs", "1", *data]
         quantized = qat.main(qat.parser().parse_args(words))
         found = accuracy.main(accuracy.parser().parse_args(["--run", str(folder / "run"), *data]))
-        yield folder / "run", quantized, found
+        yield folder / "run", quantized, found, data
 
 
 def test_beats_get_a_window_around_r_and_their_features_as_a_second_input(judged):
@@ -92,3 +94,18 @@ def test_the_two_tables_count_every_beat_and_are_never_mixed(judged):
 def test_the_detector_finds_the_beats_of_a_made_record(judged):
     detected = judged[2]["end_to_end"]
     assert detected["missed"] + detected["extra"] <= 0.1 * detected["beats"]
+
+
+@pytest.mark.skipif(toolchain.missing("host") is not None, reason=str(toolchain.missing("host")))
+def test_records_through_bytes_and_bridge_give_the_offline_table(judged):
+    run, _, offline, data = judged
+    deploy.main(deploy.parser().parse_args(["--run", str(run), "--target", "host"]))
+    words = ["--run", str(run), *data, "--stream", "--records"]
+    found = accuracy.main(accuracy.parser().parse_args([*words, "200"]))
+    assert found["end_to_end"]["records"] == [r for r in offline["end_to_end"]["records"] if r["record"] == "200"]
+    assert found["sent"]["missing"] == 0 and found["sent"]["moments"] == 330 * 360
+    # the last beat waits for the one behind it
+    assert abs(found["stream"]["beats"] - found["end_to_end"]["beats"]) <= 1 and found["cells_apart"] <= 4
+    assert found["oracle"]["matched"] == found["oracle"]["wfdb_matched"] > 300
+    with pytest.raises(UserError, match="1030"):
+        accuracy.main(accuracy.parser().parse_args([*words, "1030"]))
