@@ -42,7 +42,7 @@ def serve(elf: Path, board: dict, run: str | Path) -> dict:
     """Run until Ctrl-C; {"port"}. DeviceError with its words when the image ends by itself."""
     with started(elf, board) as (process, port, text):
         say.info(f"port {port}: {board['name']} is running; Ctrl-C ends it")
-        say.info(f"next: python firmware_bridge/live.py --run {run} --port {port} --target mcu")
+        say.info(f"next: python firmware_bridge/live.py --run {run} --port sim --target mcu --board-port {port}")
         try:
             code = process.wait()
         except KeyboardInterrupt:

@@ -96,7 +96,7 @@ def test_ctrl_c_ends_the_emulator_and_is_no_error(echo, tmp_path):
         rest = child.stdout.read()
         late.cancel()
     assert child.returncode == 0 and first.startswith("port /dev/") and "MPS2 AN386" in first
-    assert f"--port {port}" in rest and "was ended" in rest and repr({"port": port}) in rest
+    assert f"--board-port {port}" in rest and "was ended" in rest and repr({"port": port}) in rest
 
 
 def test_serve_reports_an_image_that_stops(echo, monkeypatch):
