@@ -121,7 +121,7 @@ def unseen(r: dict) -> float:
 
 
 def keep(found: dict) -> None:
-    """Into bench/results, beside the parts that were measured before."""
+    """Into bench/results, beside the parts that were measured before, with and without a model."""
     old = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     machine = say.machine()
     runs.write(RESULT.parent, {RESULT.name: json.dumps(
@@ -133,7 +133,8 @@ def main(args) -> dict:
     found, beyond = {}, []
     for part, measure in zip(PARTS, (endurance, live, fuzz), strict=True):
         if part in args.only:
-            found[part], more = measure(args)
+            result, more = measure(args)
+            found[part + ("_classified" if result.get("model") else "")] = result
             beyond += more
     if args.write:
         keep(found)

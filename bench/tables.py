@@ -235,9 +235,9 @@ def bridge_table() -> str:
     if not BRIDGE.is_file():
         return "Not measured yet: `python bench/bridge.py --write`.\n"
     found = json.loads(BRIDGE.read_text())
-    parts = [text for name, text in (("endurance", _endurance), ("live", _live), ("fuzz", _fuzz)) if name in found
-             for text in [text(found[name])]]
-    return "\n".join(parts)
+    writers = {"endurance": _endurance, "endurance_classified": _endurance, "live": _live, "live_classified": _live,
+               "fuzz": _fuzz}
+    return "\n".join(write(found[name]) for name, write in writers.items() if name in found)
 
 
 def _where(part: dict) -> str:
