@@ -41,7 +41,7 @@ class Loop:
                     return
                 except LineLost as error:
                     self.lost += 1
-                    self.bridge.broken("unplugged", str(error))
+                    self.bridge.broken("unplugged", error.strerror or str(error))
                     line = self._again(stop)
                     if line is None:
                         return
