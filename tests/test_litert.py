@@ -297,6 +297,26 @@ def test_small_differences_that_add_up_are_said_to():
         litert.require(Agreement(2000, 0.9, 5, 20), graph, make.inputs_of(graph, 2))
 
 
+def test_a_runtime_that_rounds_twice_gets_a_warning_with_the_figures(monkeypatch, capsys):
+    graph = plain()
+    inputs, far = make.inputs_of(graph, 2), Agreement(256, 0.98, 9, 55)
+    monkeypatch.setattr(litert, "runtime_name", lambda: "tflite_runtime")
+    litert.require(Agreement(256, 1.0, 1, 2), graph, inputs)
+    assert capsys.readouterr().err == ""
+    litert.require(far, graph, inputs)
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("tflite_runtime", "98.00%", "p99 9", "55 LSB"))
+    with pytest.raises(UserError, match=r"equal labels 96\.00%"):
+        litert.require(Agreement(256, 0.96, 9, 55), graph, inputs)
+    monkeypatch.setattr(litert, "runtime_name", lambda: "ai_edge_litert")
+    with pytest.raises(UserError, match=r"equal labels 98\.00%"):
+        litert.require(far, graph, inputs)
+
+
+def test_a_file_that_only_nearly_agrees_is_not_said_to_agree():
+    assert "agrees" not in litert.verdict(1.5, agrees=False) and "nearly all" in litert.verdict(0.8, agrees=False)
+
+
 def test_the_boards_of_arm_run_litert_as_well():
     assert target.boards("litert") == target.boards("arm")
     assert target.read_board("pi4", "litert")["machine"] == "aarch64"
