@@ -99,7 +99,10 @@ def main(args) -> dict:
     if args.stream:
         from bench import stream
         indices = named(source, indices, args.records)
-        return about | {"records": len(indices)} | stream.table(args, manifest, graph, source, indices, classes)
+        result = about | {"records": len(indices)} | stream.table(args, manifest, graph, source, indices, classes)
+        if args.write:
+            stream.keep(manifest.name, result)
+        return result
     logits = evaluate.integer(graph, source, indices, args.target, runner(args.run, manifest, args.target))
     say.info(f"{manifest.name} {manifest.identity.hex()[:16]}, {args.target}, {len(indices)} test records "
              f"({manifest.provenance['split']})")
@@ -129,6 +132,7 @@ def parser() -> say.Parser:
     p.add_argument("--task", help="judge on another task whose classes have the same names (default: the run's)")
     p.add_argument("--target", default="reference", help="reference, or a target the run was built for")
     p.add_argument("--stream", action="store_true", help="beats: through bytes, bridge and classifier (target host)")
+    p.add_argument("--write", action="store_true", help="with --stream: keep the figures in bench/results")
     p.add_argument("--records", nargs="+", metavar="NAME", help="with --stream: only these of the test records")
     return p
 

@@ -9,6 +9,8 @@ they decide nothing.
 
 from __future__ import annotations
 
+import json
+import pathlib
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +19,9 @@ from bench import beats
 from firmware_bridge import classify, leads, profiles
 from firmware_bridge.bridge import Bridge
 from firmware_bridge.session import Decision, Session
-from train import records, say
+from train import records, runs, say
 
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 PORTION_S = 1.0
 
 
@@ -137,6 +140,12 @@ def table(args, manifest, graph, source, indices: list[int], classes: list[str])
     offline = beats.end_to_end(manifest, graph, source, indices, classes)
     apart = int(np.abs(np.array(live["confusion"]) - np.array(offline["confusion"])).sum())
     say.info(f"the two tables differ by {apart} in their cells")
-    return {"stream": live, "end_to_end": offline, "cells_apart": apart, "oracle": o,
+    return {"through": target, "stream": live, "end_to_end": offline, "cells_apart": apart, "oracle": o,
             "sent": {"moments": streamed.moments, "bytes": streamed.bytes, "missing": streamed.missing,
                      "unreliable": streamed.unreliable}}
+
+
+def keep(name: str, result: dict) -> None:
+    """Into bench/results, without the folder that the run lies in."""
+    kept = {k: v for k, v in result.items() if k != "run"} | {"model": name}
+    runs.write(RESULTS, {f"stream-{name}.json": json.dumps(kept, indent=1) + "\n"})
