@@ -22,7 +22,7 @@ BYTE, WORD = 127, 32767
 FINER = 128             # first column of an input over the second
 GATE = 2.0 ** -15       # grid of what int16 LOGISTIC and TANH write
 DRIVE = 8.01 / WORD     # of pre-activations; a power of 2 would take LOGISTIC and TANH to slower, coarser kernels
-CELL = 16.01 / WORD     # of the cell
+CELL = 2.0 ** -11       # of the cell; sums of powers of 2 are faster
 
 
 class Lstm(TfliteFile):
@@ -122,7 +122,7 @@ class Lstm(TfliteFile):
         added = self.op("MUL", [i, drive], one, CELL, dtype=wide)
         if cell is not None:
             kept = self.op("MUL", [f, cell], one, CELL, dtype=wide)
-            added = self.op("ADD", [kept, added], one, CELL, dtype=wide, potScaleInt16=False)
+            added = self.op("ADD", [kept, added], one, CELL, dtype=wide, potScaleInt16=True)
         bent = self.op("TANH", [added], one, GATE, dtype=wide)
         return added, self.op("MUL", [o, bent], one, unit, dtype=wide)
 
