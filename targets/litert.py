@@ -92,9 +92,8 @@ def require(agreement: Agreement, graph: Graph, inputs: dict[str, np.ndarray]) -
     """UserError that names the first layer that differs unless int8 agrees, or a warning with the figures.
 
     A warning is what the runtimes in TWICE get down to LEAST: their kernels round every product to 31 bits and then to
-    8, so that three codes in a thousand of each layer land one beside. A net magnifies that: the reference itself,
-    with as many codes moved by one, gives logits as far away. No other file would do better there, and the labels,
-    which are what counts, are those of the reference but for windows that are nearly tied.
+    8, so that about three codes in a thousand of each convolution land one beside. A net may magnify that: the
+    reference itself, with as many codes moved by one, gives logits as far away. Labels are what counts there.
     """
     if agreement.ok:
         return
