@@ -288,7 +288,8 @@ def _results(name: str) -> dict | None:
 
 TABLES = {"sweep": sweep_table, "ablation": ablation_table, "stream": stream_table, "memory": memory_table,
           "labels": labels_table, "distill": distill_table, "kernels": kernels_table, "mcu": mcu_table,
-          "runtimes": runtimes_table, "parity": parity_table}
+          "runtimes": runtimes_table, "parity": parity_table,
+          "bridge": bridge_table}
 
 
 def rendered(text: str) -> str:
