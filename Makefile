@@ -22,6 +22,7 @@ demo: .venv/ready
 	$(bin)/python targets/deploy.py --run $(RUN) --target mcu --board $(BOARD) || test $$? -eq 2
 	$(bin)/python bench/parity.py --run $(RUN) --target mcu --n 16 || test $$? -eq 2
 	$(bin)/python bench/latency.py --run $(RUN) --target mcu --board $(BOARD) || test $$? -eq 2
+	@echo "next, without hardware: $(bin)/python firmware_bridge/live.py --run $(RUN) --port sim --page"
 
 test: .venv/ready
 	$(bin)/python -m pytest -n 2
