@@ -219,7 +219,8 @@ def parity_table() -> str:
         cells.setdefault(r["run"], {})[r["target"]] = r
     rows = [[f"`{run}`", *(_agreement(cells[run].get(t)) for t in PARITY)]
             for run in sorted(cells, key=lambda name: (name.split("-")[-1], name.split("-")[-2], name))]
-    return _table(["run", "`host` (generated C)", "`arm` (ONNX Runtime)", "`litert`", "`jetson`, run by ONNX Runtime"], rows)
+    return _table(["run", "`host` (generated C)", "`arm` (ONNX Runtime)", "`litert`", "`jetson`, run by ONNX Runtime"],
+                  rows)
 
 
 def _agreement(row: dict | None) -> str:
