@@ -784,19 +784,19 @@ class Cuda:
             board.path(name) for name in board.glob("/usr/local/cuda/lib64/libcudart.so*")]
         for name in filter(None, names):
             try:
-                self.library = ctypes.CDLL(name)
+                self.cudart = ctypes.CDLL(name)
                 break
             except OSError:
                 pass
         else:
             raise Stop("the CUDA runtime libcudart is not here", "sudo apt-get install nvidia-jetpack")
-        self.library.cudaGetErrorString.restype = ctypes.c_char_p
+        self.cudart.cudaGetErrorString.restype = ctypes.c_char_p
 
     def __call__(self, name, *arguments):
         """One call; Stop when it does not return 0."""
-        status = getattr(self.library, name)(*arguments)
+        status = getattr(self.cudart, name)(*arguments)
         if status:
-            raise Stop(f"{name} failed: {self.library.cudaGetErrorString(status).decode()}",
+            raise Stop(f"{name} failed: {self.cudart.cudaGetErrorString(status).decode()}",
                        "is another program using the GPU? otherwise reboot")
 
     def pointer(self, name, size):
