@@ -139,6 +139,8 @@ class Device:
 
     def request(self, payload: Payload, flags: int = 0) -> None:
         """Send a frame until it is answered; UserError with the device's reason when it refuses."""
+        if self._beat is not None and self.line.clock() >= self._beat:      # many in a row must not cost the lease
+            self._renew()
         for _ in range(TRIES):
             seq = self.send(payload, flags)
             if self._until(lambda seq=seq: seq in self._acks):
