@@ -4,6 +4,7 @@
 import ctypes
 import dataclasses
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targets import edgelink, toolchain, twin
+from targets.device import HEARTBEAT, Device
 from targets.edgelink import Framer, Message
 
 SOURCE = twin.C / "ecg_link.c"
@@ -321,3 +323,32 @@ def test_results_of_another_model_are_refused_with_the_way_out():
     with pytest.raises(UserError) as caught:
         edgelink.refuse_other_model(IDENTITY, bytes(32), "pico")
     assert "--board pico --flash" in str(caught.value)
+
+
+class Slow:
+    """A line to a board that confirms everything, 0.3 s later each time."""
+
+    def __init__(self):
+        self.now, self.answers, self.framer, self.starts = 0.0, b"", Framer(), []
+
+    def write(self, data):
+        for message in self.framer.feed(data):
+            self.starts += [self.now] if isinstance(message.payload, edgelink.Start) else []
+            self.answers += edgelink.encode(Message(edgelink.Ack(message.seq, message.payload.TYPE, 0), 0, 0))
+
+    def read(self, seconds):
+        self.now += 0.3
+        data, self.answers = self.answers, b""
+        return data
+
+    def clock(self):
+        return self.now
+
+
+def test_many_requests_in_a_row_keep_the_lease():
+    line = Slow()
+    device = Device(line)
+    device.about = types.SimpleNamespace(boot_id=1, max_frame=64)
+    device._start, device._beat = (0, 0, 0), HEARTBEAT
+    device.inject(np.zeros((400, 2), np.int32), 3)
+    assert line.now > 5 and np.diff(line.starts).max() < 2 * HEARTBEAT and line.starts[0] < 2 * HEARTBEAT
